@@ -1,0 +1,1 @@
+//! Door 3, operators: admin API, health, metrics

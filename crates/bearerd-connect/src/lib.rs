@@ -1,0 +1,1 @@
+//! Door 2, browsers: connect links, redirection endpoint, result pages

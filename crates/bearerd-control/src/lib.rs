@@ -1,0 +1,1 @@
+//! One function per act: create connection, finish consent, issue key; checks, stores, publishes

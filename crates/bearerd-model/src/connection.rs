@@ -1,0 +1,107 @@
+//! One grant held under one integration, and the state an operator sees.
+
+use std::collections::BTreeMap;
+
+use crate::{ConnectionId, Grant, IntegrationId, ProfileName, UnixTime};
+
+/// Who consented, as the instance's `sys_user` table names them.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InstanceUser {
+    pub sys_id: String,
+    pub user_name: String,
+    pub name: String,
+}
+
+/// Why a human must consent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeathCause {
+    /// The authorization server refused the newest refresh token, repeatedly or by `invalid_grant`.
+    GrantRefused,
+    /// The refresh token's life ended.
+    RefreshTokenExpired,
+    /// The access token ended and there was no refresh token.
+    NoRefreshToken,
+    /// The integration's client or instance was changed.
+    IntegrationChanged,
+}
+
+/// Where a connection stands in its life. A deleted connection has no record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// Nobody has consented yet.
+    AwaitingConsent {
+        since: UnixTime,
+    },
+    /// Someone consented; the tokens are held but not lent until an operator confirms the user.
+    AwaitingConfirmation {
+        since: UnixTime,
+    },
+    Active {
+        since: UnixTime,
+    },
+    ReauthorizationRequired {
+        since: UnixTime,
+        cause: DeathCause,
+    },
+}
+
+/// An operator's stop: no call uses the connection, refreshes go on.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Freeze {
+    pub since: UnixTime,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Health {
+    #[default]
+    Ok,
+    /// Refreshes fail; the access token may still be valid.
+    Failing {
+        since: UnixTime,
+        /// Consecutive failures, of any kind.
+        failures: u32,
+        /// Consecutive refusals that look like the grant's end (`401 server_error`).
+        strikes: u32,
+        /// One sentence for an operator; never a body or a secret.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Connection {
+    pub id: ConnectionId,
+    pub integration: IntegrationId,
+    pub profile: ProfileName,
+    pub labels: BTreeMap<String, String>,
+    /// `user_name` or `sys_id` that must consent; equal means no confirmation is needed.
+    pub expected_user: Option<String>,
+    pub user: Option<InstanceUser>,
+    pub lifecycle: Lifecycle,
+    pub frozen: Option<Freeze>,
+    pub health: Health,
+    pub grant: Option<Grant>,
+    pub created_at: UnixTime,
+    pub last_used_at: Option<UnixTime>,
+}
+
+impl Lifecycle {
+    /// The state's stable name, as the admin API, the CLI and the metrics show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AwaitingConsent { .. } | Self::AwaitingConfirmation { .. } => "pending",
+            Self::Active { .. } => "active",
+            Self::ReauthorizationRequired { .. } => "reauthorization_required",
+        }
+    }
+
+    pub fn since(&self) -> UnixTime {
+        match self {
+            Self::AwaitingConsent { since }
+            | Self::AwaitingConfirmation { since }
+            | Self::Active { since }
+            | Self::ReauthorizationRequired { since, .. } => *since,
+        }
+    }
+}

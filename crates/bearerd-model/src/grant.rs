@@ -1,0 +1,131 @@
+//! A grant: the tokens one resource owner has given us, and the rules for how long each may be used.
+
+use std::time::Duration;
+
+use crate::{AccessToken, RefreshToken, UnixTime};
+
+/// Counts the access tokens a connection has had. Grows by one whenever a different access token is stored, and
+/// never otherwise, so "the token of generation 7 was refused" names exactly one token.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// The tokens of one connection.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    pub generation: Generation,
+    pub access_token: AccessToken,
+    /// How long the access token lived when it was issued or renewed; the margin and the skew come from it.
+    pub access_lifetime: Duration,
+    /// Time the request was *sent* plus `expires_in` (RFC 6749 §5.1).
+    pub access_expires_at: UnixTime,
+    /// Absent for `client_credentials`.
+    pub refresh_token: Option<RefreshToken>,
+    /// The refresh token before the current one, kept until the current one has worked once.
+    pub previous_refresh_token: Option<RefreshToken>,
+    /// Fixed at consent; moves only when a *different* refresh token arrives. `None`: not known.
+    pub refresh_expires_at: Option<UnixTime>,
+    pub granted_at: UnixTime,
+    /// When the token endpoint last issued, renewed or confirmed the access token.
+    pub refreshed_at: UnixTime,
+    /// As answered (RFC 6749 §5.1); `None` if the server left it out.
+    pub scope: Option<String>,
+}
+
+/// How an access token may be used at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    Fresh,
+    /// Usable; time to ask for the next one.
+    RefreshSoon,
+    /// Inside the skew or past expiry: never injected.
+    Expired,
+}
+
+/// When to refresh, from the life of the access token (product contract §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefreshRules {
+    /// Ask for the next token this long before expiry.
+    pub margin: Duration,
+    /// Stop using the token this long before expiry.
+    pub skew: Duration,
+}
+
+impl RefreshRules {
+    /// Margin = min(300 s, life / 5); skew = min(5 s, life / 20).
+    pub fn for_lifetime(life: Duration) -> Self {
+        Self { margin: MARGIN_MAX.min(life / 5), skew: SKEW_MAX.min(life / 20) }
+    }
+
+    pub fn freshness(self, expires_at: UnixTime, now: UnixTime) -> Freshness {
+        if now >= expires_at - self.skew {
+            Freshness::Expired
+        } else if now >= expires_at - self.margin {
+            Freshness::RefreshSoon
+        } else {
+            Freshness::Fresh
+        }
+    }
+}
+
+impl Grant {
+    pub fn freshness(&self, now: UnixTime) -> Freshness {
+        RefreshRules::for_lifetime(self.access_lifetime).freshness(self.access_expires_at, now)
+    }
+
+    /// The last moment (exclusive) at which the access token may be injected.
+    pub fn usable_until(&self) -> UnixTime {
+        self.access_expires_at - RefreshRules::for_lifetime(self.access_lifetime).skew
+    }
+
+    /// When to ask for the next access token.
+    pub fn refresh_at(&self) -> UnixTime {
+        self.access_expires_at - RefreshRules::for_lifetime(self.access_lifetime).margin
+    }
+}
+
+/// Longest time before expiry at which a refresh begins.
+const MARGIN_MAX: Duration = Duration::from_mins(5);
+/// Longest time before expiry at which a token is no longer used: covers clock error and the call's own way.
+const SKEW_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Clock, FakeClock};
+
+    #[test]
+    fn token_ages_from_fresh_to_expired() {
+        let clock = FakeClock::at(UnixTime::from_secs(1_000));
+        let expires_at = clock.now() + Duration::from_mins(30);
+        let rules = RefreshRules::for_lifetime(Duration::from_mins(30));
+        for (step_secs, expected) in [
+            (1_499, Freshness::Fresh), // last second before the margin
+            (1, Freshness::RefreshSoon),
+            (294, Freshness::RefreshSoon), // last second before the skew
+            (1, Freshness::Expired),
+        ] {
+            clock.advance(Duration::from_secs(step_secs));
+            assert_eq!(rules.freshness(expires_at, clock.now()), expected, "at {:?}", clock.now());
+        }
+    }
+
+    #[test]
+    fn short_lives_have_short_margins() {
+        let rules = RefreshRules::for_lifetime(Duration::from_secs(3));
+        assert_eq!(
+            rules,
+            RefreshRules { margin: Duration::from_millis(600), skew: Duration::from_millis(150) }
+        );
+        assert_eq!(RefreshRules::for_lifetime(Duration::ZERO).margin, Duration::ZERO);
+    }
+}

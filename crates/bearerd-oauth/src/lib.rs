@@ -1,0 +1,1 @@
+//! OAuth messages as values: requests built, replies parsed; no I/O

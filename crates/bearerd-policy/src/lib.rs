@@ -1,0 +1,1 @@
+//! Caller keys and policies: parse, compile, evaluate; pure

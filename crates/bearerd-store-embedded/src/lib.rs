@@ -1,0 +1,1 @@
+//! The single-node backend: a redb file, fsynced

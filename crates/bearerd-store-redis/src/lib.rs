@@ -1,0 +1,1 @@
+//! The shared backend: Redis or Valkey

@@ -1,0 +1,18 @@
+//! The record store. A [`Backend`] keeps sealed bytes and knows nothing of what they mean; a [`Store`] puts typed
+//! records over it, sealing on the way in and opening on the way out. Backends: [`MemoryBackend`] here, redb in
+//! `bearerd-store-embedded`, Redis in `bearerd-store-redis`; each passes [`contract`].
+//!
+//! Two crates write: `bearerd-control` (what operators decide) and `bearerd-tokens` (what refreshes bring). Every
+//! write of a record that exists is a compare-and-swap on its [`Revision`].
+
+mod backend;
+#[cfg(feature = "contract")]
+pub mod contract;
+mod memory;
+mod records;
+mod store;
+
+pub use backend::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+pub use memory::MemoryBackend;
+pub use records::{Claim, Record, RecordFault, Root};
+pub use store::{OpenStoreError, Page, Store, UpdateError, Versioned};

@@ -1,0 +1,161 @@
+//! The in-memory backend: for tests, and the plainest statement of what a backend does.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use bearerd_crypto::Sealed;
+use bearerd_model::UnixTime;
+
+use crate::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+
+/// Keeps records until it is dropped.
+#[derive(Debug, Default)]
+pub struct MemoryBackend(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    records: BTreeMap<RecordKey, Entry>,
+    revision: u64,
+    counter: u64,
+    /// The newest changes, oldest first.
+    log: VecDeque<(u64, RecordKey)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    revision: Revision,
+    value: Sealed,
+    expires_at: Option<UnixTime>,
+}
+
+/// Changes remembered; a process that was away for more of them reads everything again.
+const LOG_MAX: usize = 4_096;
+
+impl MemoryBackend {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn write(&mut self, key: &RecordKey, value: Sealed, expires_at: Option<UnixTime>) -> Revision {
+        self.revision += 1;
+        let revision = Revision(self.revision);
+        self.records.insert(key.clone(), Entry { revision, value, expires_at });
+        self.log_change(key);
+        revision
+    }
+
+    fn remove(&mut self, key: &RecordKey) -> Option<Sealed> {
+        let entry = self.records.remove(key)?;
+        self.log_change(key);
+        Some(entry.value)
+    }
+
+    fn log_change(&mut self, key: &RecordKey) {
+        if !key.kind.is_watched() {
+            return;
+        }
+        self.counter += 1;
+        self.log.push_back((self.counter, key.clone()));
+        if self.log.len() > LOG_MAX {
+            self.log.pop_front();
+        }
+    }
+
+    fn is_at(&self, key: &RecordKey, expected: Revision) -> bool {
+        self.records.get(key).is_some_and(|entry| entry.revision == expected)
+    }
+}
+
+#[async_trait]
+impl Backend for MemoryBackend {
+    async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
+        Ok(self.state().records.get(key).map(|entry| (entry.revision, entry.value.clone())))
+    }
+
+    async fn create(
+        &self,
+        key: &RecordKey,
+        value: Sealed,
+        expires_at: Option<UnixTime>,
+    ) -> Result<Option<Revision>, StoreError> {
+        let mut state = self.state();
+        if state.records.contains_key(key) {
+            return Ok(None);
+        }
+        Ok(Some(state.write(key, value, expires_at)))
+    }
+
+    async fn replace(
+        &self,
+        key: &RecordKey,
+        expected: Revision,
+        next: Sealed,
+    ) -> Result<Option<Revision>, StoreError> {
+        let mut state = self.state();
+        if !state.is_at(key, expected) {
+            return Ok(None);
+        }
+        let expires_at = state.records.get(key).and_then(|entry| entry.expires_at);
+        Ok(Some(state.write(key, next, expires_at)))
+    }
+
+    async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
+        let mut state = self.state();
+        Ok(state.is_at(key, expected) && state.remove(key).is_some())
+    }
+
+    async fn take(&self, key: &RecordKey) -> Result<Option<Sealed>, StoreError> {
+        Ok(self.state().remove(key))
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        let state = self.state();
+        let from = RecordKey::new(kind, after.unwrap_or_default());
+        let page = state
+            .records
+            .range(from..)
+            .take_while(|(key, _)| key.kind == kind)
+            .filter(|(key, _)| after.is_none_or(|after| key.id.as_str() > after))
+            .take(limit)
+            .map(|(key, entry)| StoredRecord {
+                id: key.id.clone(),
+                revision: entry.revision,
+                value: entry.value.clone(),
+            })
+            .collect();
+        Ok(page)
+    }
+
+    async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
+        let state = self.state();
+        let counter = ChangeCounter(state.counter);
+        let reaches_back = state.log.front().map_or(state.counter, |(first, _)| first - 1) <= after.0;
+        if after > counter || !reaches_back {
+            return Ok(Changes::Missed { counter });
+        }
+        let mut keys: Vec<RecordKey> = Vec::new();
+        for (_, key) in state.log.iter().filter(|(at, _)| *at > after.0) {
+            if !keys.contains(key) {
+                keys.push(key.clone());
+            }
+        }
+        Ok(Changes::Since { counter, keys })
+    }
+
+    async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
+        let mut state = self.state();
+        let before = state.records.len();
+        state.records.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
+        Ok((before - state.records.len()) as u64)
+    }
+}

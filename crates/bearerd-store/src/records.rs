@@ -1,0 +1,498 @@
+//! How each record is written: JSON with a version member `v`, sealed as a whole. A version once written opens for
+//! ever (`tests/fixtures/records` holds one of each): a field may be added with a default; any other change is a
+//! new version with its own reading branch.
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use bearerd_crypto::RootSecret;
+use bearerd_model::{
+    AccessToken, CallerKey, ClientSecret, ConnectLink, Connection, ConnectionId, ConsentFlow, ConsentOutcome,
+    DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser,
+    Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile, ProfileName, Provider,
+    RefreshToken, TokenEndpointAuth, UnixTime,
+};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::Kind;
+
+/// Something the store keeps.
+pub trait Record: Sized + Send + Sync {
+    const KIND: Kind;
+
+    fn id(&self) -> &str;
+
+    /// When a single-use record ends; `None` for the others.
+    fn expires_at(&self) -> Option<UnixTime> {
+        None
+    }
+
+    /// The newest version's bytes.
+    fn encode(&self) -> Zeroizing<Vec<u8>>;
+
+    /// Reads any version.
+    ///
+    /// # Errors
+    /// [`RecordFault`] if the version is unknown or the content is not of that version.
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault>;
+}
+
+/// Why a record's content was not read. Never quotes the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordFault {
+    #[error("its record version {0} is unknown: it was written by a newer bearerd")]
+    UnknownVersion(u32),
+    #[error("its content is not what its version says")]
+    Malformed,
+}
+
+/// The store's own secret (see [`RootSecret`]).
+#[derive(Debug, Clone)]
+pub struct Root {
+    pub secret: RootSecret,
+}
+
+impl Root {
+    pub const ID: &'static str = "root";
+}
+
+/// Makes a value unique: whoever creates the claim owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Keyed hash, in hex, of what is claimed.
+    pub id: String,
+    pub owner: IntegrationId,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    v: u32,
+}
+
+/// `{"v":1, …}`.
+#[derive(Serialize, Deserialize)]
+struct Tagged<T> {
+    v: u32,
+    #[serde(flatten)]
+    body: T,
+}
+
+fn write<T: Serialize>(v: u32, body: T) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(
+        serde_json::to_vec(&Tagged { v, body }).expect("records have text keys and no failing members"),
+    )
+}
+
+/// Reads a record of the only version that there is.
+fn read_v1<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, RecordFault> {
+    let VersionOnly { v } = serde_json::from_slice(bytes).map_err(|_| RecordFault::Malformed)?;
+    if v != 1 {
+        return Err(RecordFault::UnknownVersion(v));
+    }
+    serde_json::from_slice::<Tagged<T>>(bytes).map(|tagged| tagged.body).map_err(|_| RecordFault::Malformed)
+}
+
+/// Records whose model type is also their stored form.
+macro_rules! plain_record {
+    ($type:ty, $kind:ident, $id:expr, $expires_at:expr) => {
+        impl Record for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn id(&self) -> &str {
+                let id: fn(&Self) -> &str = $id;
+                id(self)
+            }
+
+            fn expires_at(&self) -> Option<UnixTime> {
+                let expires_at: fn(&Self) -> Option<UnixTime> = $expires_at;
+                expires_at(self)
+            }
+
+            fn encode(&self) -> Zeroizing<Vec<u8>> {
+                write(1, self)
+            }
+
+            fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+                read_v1(bytes)
+            }
+        }
+    };
+}
+
+plain_record!(CallerKey, CallerKey, |key| key.id.as_str(), |_| None);
+plain_record!(Policy, Policy, |policy| policy.id.as_str(), |_| None);
+plain_record!(Claim, Claim, |claim| &claim.id, |_| None);
+plain_record!(ConsentOutcome, ConsentOutcome, |outcome| &outcome.id, |outcome| Some(outcome.expires_at));
+
+#[derive(Serialize, Deserialize)]
+struct RootV1 {
+    secret: [u8; 32],
+}
+
+impl Record for Root {
+    const KIND: Kind = Kind::Root;
+
+    fn id(&self) -> &str {
+        Self::ID
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        write(1, RootV1 { secret: *self.secret.expose() })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: RootV1 = read_v1(bytes)?;
+        Ok(Self { secret: RootSecret::from_bytes(stored.secret) })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct IntegrationV1<'a> {
+    id: Cow<'a, IntegrationId>,
+    provider: Provider,
+    instance: Cow<'a, InstanceOrigin>,
+    client_id: Cow<'a, str>,
+    client_secret: Option<Cow<'a, str>>,
+    authorization_endpoint: Cow<'a, str>,
+    token_endpoint: Cow<'a, str>,
+    revocation_endpoint: Cow<'a, str>,
+    token_endpoint_auth: TokenEndpointAuth,
+    pkce: bool,
+    redirect_uri: Cow<'a, str>,
+    profiles: BTreeMap<ProfileName, ProfileV1>,
+    refresh_token_lifetime_s: u64,
+    ca_file: Option<Cow<'a, str>>,
+    created_at: UnixTime,
+    updated_at: UnixTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProfileV1 {
+    grant_type: GrantType,
+    scopes: Vec<String>,
+}
+
+impl Record for Integration {
+    const KIND: Kind = Kind::Integration;
+
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let profile =
+            |profile: &Profile| ProfileV1 { grant_type: profile.grant_type, scopes: profile.scopes.clone() };
+        write(
+            1,
+            IntegrationV1 {
+                id: Cow::Borrowed(&self.id),
+                provider: self.provider,
+                instance: Cow::Borrowed(&self.instance),
+                client_id: Cow::Borrowed(&self.client_id),
+                client_secret: self.client_secret.as_ref().map(|secret| Cow::Borrowed(secret.expose())),
+                authorization_endpoint: Cow::Borrowed(&self.endpoints.authorization),
+                token_endpoint: Cow::Borrowed(&self.endpoints.token),
+                revocation_endpoint: Cow::Borrowed(&self.endpoints.revocation),
+                token_endpoint_auth: self.token_endpoint_auth,
+                pkce: self.pkce,
+                redirect_uri: Cow::Borrowed(&self.redirect_uri),
+                profiles: self.profiles.iter().map(|(name, value)| (name.clone(), profile(value))).collect(),
+                refresh_token_lifetime_s: self.refresh_token_lifetime.as_secs(),
+                ca_file: self.ca_file.as_deref().map(Cow::Borrowed),
+                created_at: self.created_at,
+                updated_at: self.updated_at,
+            },
+        )
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: IntegrationV1<'_> = read_v1(bytes)?;
+        Ok(Self {
+            id: stored.id.into_owned(),
+            provider: stored.provider,
+            instance: stored.instance.into_owned(),
+            client_id: stored.client_id.into_owned(),
+            client_secret: secret(stored.client_secret, ClientSecret::parse)?,
+            endpoints: Endpoints {
+                authorization: stored.authorization_endpoint.into_owned(),
+                token: stored.token_endpoint.into_owned(),
+                revocation: stored.revocation_endpoint.into_owned(),
+            },
+            token_endpoint_auth: stored.token_endpoint_auth,
+            pkce: stored.pkce,
+            redirect_uri: stored.redirect_uri.into_owned(),
+            profiles: stored
+                .profiles
+                .into_iter()
+                .map(|(name, profile)| {
+                    (name, Profile { grant_type: profile.grant_type, scopes: profile.scopes })
+                })
+                .collect(),
+            refresh_token_lifetime: Duration::from_secs(stored.refresh_token_lifetime_s),
+            ca_file: stored.ca_file.map(Cow::into_owned),
+            created_at: stored.created_at,
+            updated_at: stored.updated_at,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConnectionV1<'a> {
+    id: Cow<'a, ConnectionId>,
+    integration: Cow<'a, IntegrationId>,
+    profile: Cow<'a, ProfileName>,
+    labels: Cow<'a, BTreeMap<String, String>>,
+    expected_user: Option<Cow<'a, str>>,
+    user: Option<Cow<'a, InstanceUser>>,
+    lifecycle: LifecycleV1,
+    frozen: Option<Cow<'a, Freeze>>,
+    health: HealthV1,
+    grant: Option<GrantV1<'a>>,
+    created_at: UnixTime,
+    last_used_at: Option<UnixTime>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum LifecycleV1 {
+    AwaitingConsent { since: UnixTime },
+    AwaitingConfirmation { since: UnixTime },
+    Active { since: UnixTime },
+    ReauthorizationRequired { since: UnixTime, cause: DeathCause },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum HealthV1 {
+    Ok,
+    Failing { since: UnixTime, failures: u32, strikes: u32, reason: String },
+}
+
+#[derive(Serialize, Deserialize)]
+struct GrantV1<'a> {
+    generation: Generation,
+    access_token: Cow<'a, str>,
+    access_lifetime_ms: u64,
+    access_expires_at: UnixTime,
+    refresh_token: Option<Cow<'a, str>>,
+    previous_refresh_token: Option<Cow<'a, str>>,
+    refresh_expires_at: Option<UnixTime>,
+    granted_at: UnixTime,
+    refreshed_at: UnixTime,
+    scope: Option<Cow<'a, str>>,
+}
+
+impl Record for Connection {
+    const KIND: Kind = Kind::Connection;
+
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        write(
+            1,
+            ConnectionV1 {
+                id: Cow::Borrowed(&self.id),
+                integration: Cow::Borrowed(&self.integration),
+                profile: Cow::Borrowed(&self.profile),
+                labels: Cow::Borrowed(&self.labels),
+                expected_user: self.expected_user.as_deref().map(Cow::Borrowed),
+                user: self.user.as_ref().map(Cow::Borrowed),
+                lifecycle: match self.lifecycle {
+                    Lifecycle::AwaitingConsent { since } => LifecycleV1::AwaitingConsent { since },
+                    Lifecycle::AwaitingConfirmation { since } => LifecycleV1::AwaitingConfirmation { since },
+                    Lifecycle::Active { since } => LifecycleV1::Active { since },
+                    Lifecycle::ReauthorizationRequired { since, cause } => {
+                        LifecycleV1::ReauthorizationRequired { since, cause }
+                    }
+                },
+                frozen: self.frozen.as_ref().map(Cow::Borrowed),
+                health: match &self.health {
+                    Health::Ok => HealthV1::Ok,
+                    Health::Failing { since, failures, strikes, reason } => HealthV1::Failing {
+                        since: *since,
+                        failures: *failures,
+                        strikes: *strikes,
+                        reason: reason.clone(),
+                    },
+                },
+                grant: self.grant.as_ref().map(|grant| GrantV1 {
+                    generation: grant.generation,
+                    access_token: Cow::Borrowed(grant.access_token.expose()),
+                    access_lifetime_ms: u64::try_from(grant.access_lifetime.as_millis()).unwrap_or(u64::MAX),
+                    access_expires_at: grant.access_expires_at,
+                    refresh_token: grant.refresh_token.as_ref().map(|token| Cow::Borrowed(token.expose())),
+                    previous_refresh_token: grant
+                        .previous_refresh_token
+                        .as_ref()
+                        .map(|token| Cow::Borrowed(token.expose())),
+                    refresh_expires_at: grant.refresh_expires_at,
+                    granted_at: grant.granted_at,
+                    refreshed_at: grant.refreshed_at,
+                    scope: grant.scope.as_deref().map(Cow::Borrowed),
+                }),
+                created_at: self.created_at,
+                last_used_at: self.last_used_at,
+            },
+        )
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: ConnectionV1<'_> = read_v1(bytes)?;
+        Ok(Self {
+            id: stored.id.into_owned(),
+            integration: stored.integration.into_owned(),
+            profile: stored.profile.into_owned(),
+            labels: stored.labels.into_owned(),
+            expected_user: stored.expected_user.map(Cow::into_owned),
+            user: stored.user.map(Cow::into_owned),
+            lifecycle: match stored.lifecycle {
+                LifecycleV1::AwaitingConsent { since } => Lifecycle::AwaitingConsent { since },
+                LifecycleV1::AwaitingConfirmation { since } => Lifecycle::AwaitingConfirmation { since },
+                LifecycleV1::Active { since } => Lifecycle::Active { since },
+                LifecycleV1::ReauthorizationRequired { since, cause } => {
+                    Lifecycle::ReauthorizationRequired { since, cause }
+                }
+            },
+            frozen: stored.frozen.map(Cow::into_owned),
+            health: match stored.health {
+                HealthV1::Ok => Health::Ok,
+                HealthV1::Failing { since, failures, strikes, reason } => {
+                    Health::Failing { since, failures, strikes, reason }
+                }
+            },
+            grant: stored.grant.map(read_grant).transpose()?,
+            created_at: stored.created_at,
+            last_used_at: stored.last_used_at,
+        })
+    }
+}
+
+fn read_grant(stored: GrantV1<'_>) -> Result<Grant, RecordFault> {
+    Ok(Grant {
+        generation: stored.generation,
+        access_token: AccessToken::parse(stored.access_token.into_owned())
+            .map_err(|_| RecordFault::Malformed)?,
+        access_lifetime: Duration::from_millis(stored.access_lifetime_ms),
+        access_expires_at: stored.access_expires_at,
+        refresh_token: secret(stored.refresh_token, RefreshToken::parse)?,
+        previous_refresh_token: secret(stored.previous_refresh_token, RefreshToken::parse)?,
+        refresh_expires_at: stored.refresh_expires_at,
+        granted_at: stored.granted_at,
+        refreshed_at: stored.refreshed_at,
+        scope: stored.scope.map(Cow::into_owned),
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConnectLinkV1<'a> {
+    hash: Cow<'a, str>,
+    connection: Cow<'a, ConnectionId>,
+    requested_by: Cow<'a, str>,
+    created_at: UnixTime,
+    expires_at: UnixTime,
+}
+
+impl Record for ConnectLink {
+    const KIND: Kind = Kind::ConnectLink;
+
+    fn id(&self) -> &str {
+        &self.hash
+    }
+
+    fn expires_at(&self) -> Option<UnixTime> {
+        Some(self.expires_at)
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        write(
+            1,
+            ConnectLinkV1 {
+                hash: Cow::Borrowed(&self.hash),
+                connection: Cow::Borrowed(&self.connection),
+                requested_by: Cow::Borrowed(&self.requested_by),
+                created_at: self.created_at,
+                expires_at: self.expires_at,
+            },
+        )
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: ConnectLinkV1<'_> = read_v1(bytes)?;
+        Ok(Self {
+            hash: stored.hash.into_owned(),
+            connection: stored.connection.into_owned(),
+            requested_by: stored.requested_by.into_owned(),
+            created_at: stored.created_at,
+            expires_at: stored.expires_at,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConsentFlowV1<'a> {
+    state_hash: Cow<'a, str>,
+    cookie_hash: [u8; 32],
+    connection: Cow<'a, ConnectionId>,
+    integration: Cow<'a, IntegrationId>,
+    instance: Cow<'a, InstanceOrigin>,
+    profile: Cow<'a, ProfileName>,
+    redirect_uri: Cow<'a, str>,
+    verifier: Option<Cow<'a, str>>,
+    requested_by: Cow<'a, str>,
+    expires_at: UnixTime,
+}
+
+impl Record for ConsentFlow {
+    const KIND: Kind = Kind::ConsentFlow;
+
+    fn id(&self) -> &str {
+        &self.state_hash
+    }
+
+    fn expires_at(&self) -> Option<UnixTime> {
+        Some(self.expires_at)
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        write(
+            1,
+            ConsentFlowV1 {
+                state_hash: Cow::Borrowed(&self.state_hash),
+                cookie_hash: self.cookie_hash,
+                connection: Cow::Borrowed(&self.connection),
+                integration: Cow::Borrowed(&self.integration),
+                instance: Cow::Borrowed(&self.instance),
+                profile: Cow::Borrowed(&self.profile),
+                redirect_uri: Cow::Borrowed(&self.redirect_uri),
+                verifier: self.verifier.as_ref().map(|verifier| Cow::Borrowed(verifier.expose())),
+                requested_by: Cow::Borrowed(&self.requested_by),
+                expires_at: self.expires_at,
+            },
+        )
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: ConsentFlowV1<'_> = read_v1(bytes)?;
+        Ok(Self {
+            state_hash: stored.state_hash.into_owned(),
+            cookie_hash: stored.cookie_hash,
+            connection: stored.connection.into_owned(),
+            integration: stored.integration.into_owned(),
+            instance: stored.instance.into_owned(),
+            profile: stored.profile.into_owned(),
+            redirect_uri: stored.redirect_uri.into_owned(),
+            verifier: secret(stored.verifier, PkceVerifier::parse)?,
+            requested_by: stored.requested_by.into_owned(),
+            expires_at: stored.expires_at,
+        })
+    }
+}
+
+fn secret<S, E>(
+    stored: Option<Cow<'_, str>>,
+    parse: impl FnOnce(String) -> Result<S, E>,
+) -> Result<Option<S>, RecordFault> {
+    stored.map(|text| parse(text.into_owned())).transpose().map_err(|_| RecordFault::Malformed)
+}

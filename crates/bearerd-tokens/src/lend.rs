@@ -1,0 +1,92 @@
+//! What the proxy door may ask: the narrow side of the token engine. Reading is from memory; only what memory does
+//! not answer waits.
+
+use std::{collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bearerd_model::{ConnectionId, DeathCause, Generation, InstanceOrigin, IntegrationId, UnixTime};
+use bearerd_net::Connector;
+use http::HeaderValue;
+
+/// A future that outlives its borrow of the engine.
+pub type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Where a connection's calls go.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    pub integration: IntegrationId,
+    pub instance: InstanceOrigin,
+    /// Dials the instance with the integration's own trust and egress; equal connectors share a pool.
+    pub connector: Connector,
+}
+
+/// An access token, ready to inject.
+#[derive(Debug, Clone)]
+pub struct LentToken {
+    pub generation: Generation,
+    /// `Bearer …`, marked sensitive.
+    pub bearer: HeaderValue,
+    /// From here on the token is never injected.
+    pub usable_until: UnixTime,
+}
+
+/// A connection as it stands in memory. Immutable: a change puts another view in its place.
+#[derive(Debug, Clone)]
+pub struct ConnectionView {
+    pub id: ConnectionId,
+    pub labels: BTreeMap<String, String>,
+    pub upstream: Arc<Upstream>,
+    pub standing: Standing,
+}
+
+#[derive(Debug, Clone)]
+pub enum Standing {
+    /// Calls may go out with this token while `now < usable_until`; after that, [`AccessTokens::acquire`].
+    Ready(LentToken),
+    /// No call may go out.
+    Closed(LendError),
+}
+
+/// Why no access token is lent. Each variant is one error code of the proxy door.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LendError {
+    #[error("no such connection")]
+    Unknown,
+    #[error("the connection awaits consent or confirmation")]
+    Pending,
+    #[error("the connection is frozen by an operator")]
+    Frozen,
+    #[error("the grant is dead since {since:?}: {cause:?}")]
+    ReauthorizationRequired { since: UnixTime, cause: DeathCause },
+    /// The grant lives, but no usable access token could be had in time.
+    #[error("no usable access token: {reason}")]
+    Unavailable { retry_after: Duration, reason: &'static str },
+}
+
+/// What an upstream 401 led to.
+#[derive(Debug, Clone)]
+pub enum AfterRefusal {
+    /// Another token is there: replay once with it.
+    Replay(LentToken),
+    /// The refused token came back, a forced refresh failed or is cooling down: pass the 401 through.
+    PassThrough,
+}
+
+/// The token engine as the proxy door sees it. Callable from any runtime.
+pub trait AccessTokens: fmt::Debug + Send + Sync + 'static {
+    /// The view in memory: no wait, no lock, no store command. `None`: not in memory, ask [`Self::load`].
+    fn peek(&self, id: &ConnectionId) -> Option<Arc<ConnectionView>>;
+
+    /// Brings a connection into memory. `Err(Unknown)` if there is none; `Err(Unavailable)` if the store is down.
+    fn load(&self, id: &ConnectionId) -> Waiting<Result<Arc<ConnectionView>, LendError>>;
+
+    /// Waits, bounded, for a usable access token. Dropping the future cancels the wait, never the refresh.
+    fn acquire(&self, id: &ConnectionId) -> Waiting<Result<LentToken, LendError>>;
+
+    /// Reports that the instance refused the token of `generation` with a 401, and waits for the outcome of the
+    /// one forced refresh that this generation gets.
+    fn refused(&self, id: &ConnectionId, generation: Generation) -> Waiting<AfterRefusal>;
+
+    /// The only connection that the store holds, if it holds exactly one: lets a key whose policy opens every
+    /// connection leave the connection out.
+    fn sole_connection(&self) -> Waiting<Option<ConnectionId>>;
+}

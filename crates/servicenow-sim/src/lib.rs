@@ -1,0 +1,1 @@
+//! A ServiceNow with faults: authorization server, Table API, scripted failures
