@@ -1,1 +1,10 @@
-//! OAuth messages as values: requests built, replies parsed; no I/O
+//! OAuth 2.0 messages as values: what we send to an authorization server, and what its answers mean. No I/O, no
+//! clock, no state; every parser takes hostile bytes.
+
+mod authorization;
+mod token_request;
+mod token_response;
+
+pub use authorization::{AuthorizationRequest, CallbackError, pkce_challenge_is_valid};
+pub use token_request::{Client, EncodedTokenRequest, TokenRequest};
+pub use token_response::{TokenEndpointError, TokenResponse, Verdict, parse_token_response};

@@ -1,1 +1,20 @@
-//! Caller keys and policies: parse, compile, evaluate; pure
+//! Caller keys and policies: parse, compile, evaluate, explain. Nothing here does I/O, waits or reads a clock, so
+//! that all of it can be fuzzed; the proxy door calls it on every request.
+//!
+//! The life of a check: [`PresentedKey::parse`] (shape and checksum, no look-up) → [`Snapshot::authenticate`] (one
+//! HMAC, one look-up) → [`CompiledKey::sole_connection`] where the call names none → [`CompiledKey::opens`] (else
+//! the connection is as good as unknown) → [`CompiledKey::decide`].
+
+mod compiled;
+mod key;
+mod method;
+mod shared;
+mod snapshot;
+mod validate;
+
+pub use compiled::{CompiledKey, ConnectionFacts, Decision, DenyReason, Sole};
+pub use key::{ApiKey, KeyFault, KeyKind, PresentedKey};
+pub use method::{Method, Methods};
+pub use shared::{SharedSnapshot, SnapshotReader};
+pub use snapshot::{KeyRefusal, Snapshot};
+pub use validate::{PolicyFault, is_table_name, validate_policy};

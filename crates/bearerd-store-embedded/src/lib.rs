@@ -1,1 +1,145 @@
-//! The single-node backend: a redb file, fsynced
+//! The single-node backend: one redb file. A write is on disk, fsynced, when its call returns; writers that wait at
+//! the same time share a transaction and its fsync.
+//!
+//! # Tables of the file
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `records` | kind, id | revision, `expires_at` in Unix ms, sealed record |
+//! | `expiries` | `expires_at`, kind, id | – (finds what a sweep forgets without reading every record) |
+//! | `changes` | counter | kind, id (the newest [`CHANGES_KEPT_MAX`](bearerd_store::CHANGES_KEPT_MAX)) |
+//! | `counters` | `format`, `revision`, `changes` | the format's version; the last revision and counter given |
+//!
+//! Kinds are stored by name. Revisions and counters are never given twice, not even across a restart, because they
+//! are counted in the transaction of the write that they name.
+//!
+//! redb keeps the pages of the last transaction intact until the next one is on disk, and reuses pages that are no
+//! longer needed, so the file is as large as the records ever were at once, never compacted, and safe to kill.
+
+mod file;
+mod tables;
+mod writer;
+
+use std::{fmt, path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use bearerd_crypto::Sealed;
+use bearerd_model::UnixTime;
+use bearerd_store::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+
+pub use crate::file::OpenEmbeddedError;
+use crate::{
+    file::StoreFile,
+    tables::{ReadTables, WriteTables},
+    writer::Writer,
+};
+
+/// Keeps records in one file of this machine.
+pub struct EmbeddedBackend {
+    file: Arc<StoreFile>,
+    writer: Writer,
+}
+
+impl EmbeddedBackend {
+    /// Opens the store file, or makes one, readable by its owner alone. One process has it open at a time.
+    ///
+    /// # Errors
+    /// [`OpenEmbeddedError`] says what is in the way. A file that is not a store is left as it is.
+    pub async fn open(path: &Path) -> Result<Self, OpenEmbeddedError> {
+        let path = path.to_path_buf();
+        let file = Arc::new(StoreFile::open(path).await?);
+        let writer = Writer::start(Arc::clone(&file))
+            .map_err(|source| OpenEmbeddedError::Io { path: file.path().to_path_buf(), source })?;
+        Ok(Self { file, writer })
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ReadTables) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let file = Arc::clone(&self.file);
+        match tokio::task::spawn_blocking(move || file.read(read)).await {
+            Ok(outcome) => outcome,
+            Err(_panicked) => Err(self.file.unreadable()),
+        }
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnMut(&mut WriteTables<'_>) -> Result<T, redb::StorageError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(write).await
+    }
+}
+
+#[async_trait]
+impl Backend for EmbeddedBackend {
+    async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
+        let key = key.clone();
+        self.read(move |tables| tables.load(&key)).await
+    }
+
+    async fn create(
+        &self,
+        key: &RecordKey,
+        value: Sealed,
+        expires_at: Option<UnixTime>,
+    ) -> Result<Option<Revision>, StoreError> {
+        let key = key.clone();
+        self.write(move |tables| tables.create(&key, &value, expires_at)).await
+    }
+
+    async fn replace(
+        &self,
+        key: &RecordKey,
+        expected: Revision,
+        next: Sealed,
+    ) -> Result<Option<Revision>, StoreError> {
+        let key = key.clone();
+        self.write(move |tables| tables.replace(&key, expected, &next)).await
+    }
+
+    async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
+        let key = key.clone();
+        self.write(move |tables| tables.delete(&key, expected)).await
+    }
+
+    async fn take(&self, key: &RecordKey) -> Result<Option<Sealed>, StoreError> {
+        let key = key.clone();
+        self.write(move |tables| tables.take(&key)).await
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        let after = after.map(str::to_owned);
+        self.read(move |tables| tables.list(kind, after.as_deref(), limit)).await
+    }
+
+    async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
+        self.read(move |tables| tables.changes(after)).await
+    }
+
+    async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
+        let mut forgotten = 0;
+        loop {
+            let part = self.write(move |tables| tables.sweep(now, SWEEP_MAX)).await?;
+            forgotten += part as u64;
+            if part < SWEEP_MAX {
+                return Ok(forgotten);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for EmbeddedBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EmbeddedBackend({})", self.file.path().display())
+    }
+}
+
+/// Records that a sweep forgets in one transaction, so that other writers do not wait for a long one.
+const SWEEP_MAX: usize = 256;

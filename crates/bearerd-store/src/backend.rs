@@ -1,6 +1,6 @@
 //! What a backend promises. The promises are checked by `contract`.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use async_trait::async_trait;
 use bearerd_crypto::Sealed;
@@ -95,6 +95,26 @@ pub enum Changes {
     Missed { counter: ChangeCounter },
 }
 
+impl Changes {
+    /// `changed` in the order of the changes; repeats are dropped.
+    pub fn since(counter: ChangeCounter, changed: impl IntoIterator<Item = RecordKey>) -> Self {
+        let mut seen = HashSet::new();
+        let keys = changed.into_iter().filter(|key| seen.insert(key.clone())).collect();
+        Self::Since { counter, keys }
+    }
+
+    /// Where to continue from.
+    pub fn counter(&self) -> ChangeCounter {
+        match self {
+            Self::Since { counter, .. } | Self::Missed { counter } => *counter,
+        }
+    }
+}
+
+/// Changes that a backend remembers. A process asks every 250 ms, so one that is further behind was away, and reads
+/// everything again.
+pub const CHANGES_KEPT_MAX: usize = 4_096;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRecord {
     pub id: String,
@@ -129,7 +149,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError>;
 
     /// Writes a record that does not exist yet. `None`: it exists, nothing was written. From `expires_at` on the
-    /// backend may forget it.
+    /// backend may forget it; that is not a change that [`Self::changes`] tells, so watched kinds have none.
     async fn create(
         &self,
         key: &RecordKey,
@@ -139,6 +159,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Writes `next` only if the stored revision is still `expected`, so that a rotated refresh token is never
     /// overwritten by a slower writer. `None`: another writer won, or the record is gone; reload before deciding.
+    /// The record's `expires_at` stays.
     ///
     /// # Errors
     /// [`StoreError::OutcomeUnknown`] if the write may or may not have happened (time-out).
@@ -164,7 +185,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<StoredRecord>, StoreError>;
 
-    /// What changed after `after`. The change of a write is visible here before the write returns.
+    /// What changed after `after`, which is 0 or a counter that this gave earlier. The change of a write is visible
+    /// here before the write returns. [`Changes::Missed`] is always a right answer; a backend gives it where it
+    /// cannot vouch for the list.
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError>;
 
     /// Forgets records whose `expires_at` is at or before `now`; says how many. Redis does so by itself.

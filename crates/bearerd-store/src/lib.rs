@@ -6,13 +6,15 @@
 //! write of a record that exists is a compare-and-swap on its [`Revision`].
 
 mod backend;
-#[cfg(feature = "contract")]
+#[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod memory;
 mod records;
 mod store;
 
-pub use backend::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+pub use backend::{
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord,
+};
 pub use memory::MemoryBackend;
 pub use records::{Claim, Record, RecordFault, Root};
 pub use store::{OpenStoreError, Page, Store, UpdateError, Versioned};

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bearerd_crypto::Sealed;
 use bearerd_model::UnixTime;
 
-use crate::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+use crate::{
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord,
+};
 
 /// Keeps records until it is dropped.
 #[derive(Debug, Default)]
@@ -30,9 +32,6 @@ struct Entry {
     value: Sealed,
     expires_at: Option<UnixTime>,
 }
-
-/// Changes remembered; a process that was away for more of them reads everything again.
-const LOG_MAX: usize = 4_096;
 
 impl MemoryBackend {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,7 +60,7 @@ impl State {
         }
         self.counter += 1;
         self.log.push_back((self.counter, key.clone()));
-        if self.log.len() > LOG_MAX {
+        if self.log.len() > CHANGES_KEPT_MAX {
             self.log.pop_front();
         }
     }
@@ -143,13 +142,8 @@ impl Backend for MemoryBackend {
         if after > counter || !reaches_back {
             return Ok(Changes::Missed { counter });
         }
-        let mut keys: Vec<RecordKey> = Vec::new();
-        for (_, key) in state.log.iter().filter(|(at, _)| *at > after.0) {
-            if !keys.contains(key) {
-                keys.push(key.clone());
-            }
-        }
-        Ok(Changes::Since { counter, keys })
+        let newer = state.log.iter().filter(|(at, _)| *at > after.0).map(|(_, key)| key.clone());
+        Ok(Changes::since(counter, newer))
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
@@ -157,5 +151,18 @@ impl Backend for MemoryBackend {
         let before = state.records.len();
         state.records.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
         Ok((before - state.records.len()) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::contract;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn keeps_the_contract() {
+        contract::check(async || Arc::new(MemoryBackend::default()) as Arc<dyn Backend>).await;
     }
 }

@@ -2,7 +2,7 @@
 //! ever (`tests/fixtures/records` holds one of each): a field may be added with a default; any other change is a
 //! new version with its own reading branch.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, io, time::Duration};
 
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
@@ -70,26 +70,46 @@ struct VersionOnly {
 }
 
 /// `{"v":1, …}`.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Tagged<T> {
     v: u32,
     #[serde(flatten)]
     body: T,
 }
 
-fn write<T: Serialize>(v: u32, body: T) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(
-        serde_json::to_vec(&Tagged { v, body }).expect("records have text keys and no failing members"),
-    )
+/// Counts what is written to it.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
-/// Reads a record of the only version that there is.
+/// Writes into a buffer of the right size at once: one that grew would leave unwiped copies of its secrets behind
+/// (S-09).
+fn write<T: Serialize>(v: u32, body: T) -> Zeroizing<Vec<u8>> {
+    let tagged = Tagged { v, body };
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, &tagged).expect("records have text keys and no failing members");
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, &tagged).expect("it was written to its end a moment ago");
+    bytes
+}
+
+/// Reads a record of the only version that there is. Straight into its type, which skips `v`: reading through
+/// `flatten` would copy every member into a buffer that nobody wipes.
 fn read_v1<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, RecordFault> {
     let VersionOnly { v } = serde_json::from_slice(bytes).map_err(|_| RecordFault::Malformed)?;
     if v != 1 {
         return Err(RecordFault::UnknownVersion(v));
     }
-    serde_json::from_slice::<Tagged<T>>(bytes).map(|tagged| tagged.body).map_err(|_| RecordFault::Malformed)
+    serde_json::from_slice(bytes).map_err(|_| RecordFault::Malformed)
 }
 
 /// Records whose model type is also their stored form.

@@ -73,7 +73,7 @@ impl Store {
         }
         for kind in Kind::ALL {
             if !backend.list(kind, None, 1).await?.is_empty() {
-                return Err(OpenStoreError::RootMissing);
+                return Self::join(backend, ring).await;
             }
         }
         let root = Root { secret: RootSecret::random() };
@@ -81,8 +81,13 @@ impl Store {
         if backend.create(&key, sealed, None).await?.is_some() {
             return Ok(Self { backend, ring, root: root.secret });
         }
-        match backend.load(&key).await? {
-            Some((_, sealed)) => Self::from_root(backend, ring, &sealed), // another process began it
+        Self::join(backend, ring).await
+    }
+
+    /// Opens a store that another process began a moment ago: every store begins with its root record.
+    async fn join(backend: Arc<dyn Backend>, ring: Arc<KeyRing>) -> Result<Self, OpenStoreError> {
+        match backend.load(&RecordKey::new(Kind::Root, Root::ID)).await? {
+            Some((_, sealed)) => Self::from_root(backend, ring, &sealed),
             None => Err(OpenStoreError::RootMissing),
         }
     }

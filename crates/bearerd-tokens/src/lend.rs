@@ -1,7 +1,17 @@
 //! What the proxy door may ask: the narrow side of the token engine. Reading is from memory; only what memory does
 //! not answer waits.
 
-use std::{collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bearerd_model::{ConnectionId, DeathCause, Generation, InstanceOrigin, IntegrationId, UnixTime};
 use bearerd_net::Connector;
@@ -36,6 +46,30 @@ pub struct ConnectionView {
     pub labels: BTreeMap<String, String>,
     pub upstream: Arc<Upstream>,
     pub standing: Standing,
+    /// The proxy door marks it with every call that goes out; shared by all views of the connection.
+    pub last_use: Arc<LastUse>,
+}
+
+/// When a connection was last used, to the second. Written by many threads, without order.
+#[derive(Debug, Default)]
+pub struct LastUse(AtomicU64);
+
+impl LastUse {
+    pub fn starting_at(at: Option<UnixTime>) -> Self {
+        Self(AtomicU64::new(at.map_or(0, UnixTime::as_millis)))
+    }
+
+    /// Cheap enough for every call: writes at most once a second.
+    pub fn mark(&self, now: UnixTime) {
+        if now.as_millis() >= self.0.load(Ordering::Relaxed).saturating_add(1_000) {
+            self.0.store(now.as_millis(), Ordering::Relaxed);
+        }
+    }
+
+    pub fn at(&self) -> Option<UnixTime> {
+        let millis = self.0.load(Ordering::Relaxed);
+        (millis > 0).then(|| UnixTime::from_millis(millis))
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -230,9 +230,8 @@ impl Behaviour {
         let serde_json::Value::Object(changes) = patch else {
             return Err("a behaviour patch is a JSON object".to_owned());
         };
-        let mut merged = match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(members)) => members,
-            Ok(_) | Err(_) => return Err("behaviour cannot be serialised".to_owned()),
+        let Ok(serde_json::Value::Object(mut merged)) = serde_json::to_value(self) else {
+            return Err("behaviour cannot be serialised".to_owned());
         };
         for (name, value) in changes {
             if value.is_null() {

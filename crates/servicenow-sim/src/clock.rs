@@ -62,7 +62,10 @@ pub(crate) struct SimClock {
 }
 
 impl SimClock {
-    #[expect(clippy::disallowed_methods, reason = "the simulator's one reading of the wall clock, at its start")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the simulator's one reading of the wall clock, at its start"
+    )]
     pub(crate) fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { started_at: SimTime(millis(since_epoch)), started: Instant::now(), advanced: Duration::ZERO }

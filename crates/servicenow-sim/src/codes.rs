@@ -72,7 +72,12 @@ impl CodeStore {
     }
 
     /// Uses the code up, whether or not the claim is good.
-    pub(crate) fn redeem(&mut self, code: &str, claim: CodeClaim<'_>, now: SimTime) -> Result<CodeGrant, CodeRefusal> {
+    pub(crate) fn redeem(
+        &mut self,
+        code: &str,
+        claim: CodeClaim<'_>,
+        now: SimTime,
+    ) -> Result<CodeGrant, CodeRefusal> {
         let grant = self.codes.remove(code).ok_or(CodeRefusal::Unknown)?;
         if now >= grant.expires_at {
             return Err(CodeRefusal::Expired);
@@ -84,13 +89,12 @@ impl CodeStore {
             return Err(CodeRefusal::RedirectUriDiffers);
         }
         match (&grant.code_challenge, claim.code_verifier) {
-            (None, None) => Ok(grant),
             (None, Some(_)) => Err(CodeRefusal::VerifierUnexpected),
             (Some(_), None) => Err(CodeRefusal::VerifierMissing),
             (Some(challenge), Some(verifier)) if !secrets::same(challenge, &secrets::pkce_s256(verifier)) => {
                 Err(CodeRefusal::VerifierWrong)
             }
-            (Some(_), Some(_)) => Ok(grant),
+            (None, None) | (Some(_), Some(_)) => Ok(grant),
         }
     }
 }
@@ -132,7 +136,12 @@ mod tests {
         check(None, CodeClaim { client_id: "d", ..plain }, START, Some(CodeRefusal::WrongClient));
         check(None, CodeClaim { redirect_uri: None, ..plain }, START, Some(CodeRefusal::RedirectUriDiffers));
         let slash = "http://127.0.0.1:1/cb/";
-        check(None, CodeClaim { redirect_uri: Some(slash), ..plain }, START, Some(CodeRefusal::RedirectUriDiffers));
+        check(
+            None,
+            CodeClaim { redirect_uri: Some(slash), ..plain },
+            START,
+            Some(CodeRefusal::RedirectUriDiffers),
+        );
         check(None, proven, START, Some(CodeRefusal::VerifierUnexpected));
         check(Some(CHALLENGE), proven, START, None);
         check(Some(CHALLENGE), plain, START, Some(CodeRefusal::VerifierMissing));

@@ -151,8 +151,15 @@ impl Default for UserSettings {
 impl UserSettings {
     /// The users of the demo instance. Passwords: `admin` for `admin`, `svc` for `svc.integration`, else `demo`.
     pub fn demo() -> Vec<Self> {
-        let users: [(&str, &str, &str, &str, Option<&str>, &[&str]); 8] = [
-            ("admin", "admin", "System", "Administrator", Some("6816f79cc0a8016401c5a33be04be441"), &["admin"]),
+        let users: [DemoUser; 8] = [
+            (
+                "admin",
+                "admin",
+                "System",
+                "Administrator",
+                Some("6816f79cc0a8016401c5a33be04be441"),
+                &["admin"],
+            ),
             ("svc.integration", "svc", "Service", "Integration", None, &["itil", "rest_service"]),
             ("abel.tuter", "demo", "Abel", "Tuter", Some("62826bf03710200044e0bfc8bcbe5df1"), &[]),
             ("beth.anglin", "demo", "Beth", "Anglin", Some("46d44a23a9fe19810012d100cca80666"), &["itil"]),
@@ -175,9 +182,11 @@ impl UserSettings {
             .collect()
     }
 
-    /// The sys_id this user has on the instance.
+    /// The `sys_id` this user has on the instance.
     pub fn sys_id(&self) -> String {
-        self.sys_id.clone().unwrap_or_else(|| crate::secrets::sys_id_for(&format!("sys_user:{}", self.user_name)))
+        self.sys_id
+            .clone()
+            .unwrap_or_else(|| crate::secrets::sys_id_for(&format!("sys_user:{}", self.user_name)))
     }
 
     pub(crate) fn display_name(&self) -> String {
@@ -186,3 +195,7 @@ impl UserSettings {
         if name.is_empty() { self.user_name.clone() } else { name.to_owned() }
     }
 }
+
+/// User name, password, first and last name, well-known `sys_id`, roles.
+type DemoUser =
+    (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, &'static [&'static str]);

@@ -213,6 +213,12 @@ impl TokenStore {
         Ok(self.issued(id, access, Some(answered), now))
     }
 
+    /// Whose a refresh token is, whatever its state.
+    pub(crate) fn refresh_token_user(&self, refresh_token: &str) -> Option<&str> {
+        let token = self.refresh.get(refresh_token)?;
+        self.families.get(&token.family).map(|family| family.owner.user_name.as_str())
+    }
+
     /// Who the bearer of an access token is.
     pub(crate) fn check_access(&self, access_token: &str, now: SimTime) -> Result<&TokenOwner, TokenRefusal> {
         let token = self.access.get(access_token).ok_or(TokenRefusal::Unknown)?;
@@ -256,7 +262,11 @@ impl TokenStore {
 
     /// The families, oldest first.
     pub(crate) fn list(&self) -> Vec<TokenFamily> {
-        self.families_by_age.iter().filter_map(|id| self.families.get(id)).map(|family| self.show(family)).collect()
+        self.families_by_age
+            .iter()
+            .filter_map(|id| self.families.get(id))
+            .map(|family| self.show(family))
+            .collect()
     }
 
     fn show(&self, family: &Family) -> TokenFamily {
@@ -285,7 +295,7 @@ impl TokenStore {
         if let Some(current) = current
             && is_previous
             && rules.previous_ok
-            && self.is_live(&self.refresh, &current, now)
+            && self.refresh_is_live(&current, now)
         {
             // The access token of the lost answer is the current one: it is answered again, not replaced.
             let again = GrantRules { within_life: RefreshWithinLife::Remaining, ..*rules };
@@ -365,7 +375,8 @@ impl TokenStore {
         now: SimTime,
         mint: Minter<'_>,
     ) -> (String, bool) {
-        let within_life = if rules.fresh_extends { RefreshWithinLife::Renewed } else { RefreshWithinLife::Remaining };
+        let within_life =
+            if rules.fresh_extends { RefreshWithinLife::Renewed } else { RefreshWithinLife::Remaining };
         self.access_for_refresh(id, &GrantRules { within_life, ..*rules }, now, mint)
     }
 
@@ -381,7 +392,7 @@ impl TokenStore {
         let full_life = now.after(rules.access_life);
         if let Some(current) = current
             && rules.within_life != RefreshWithinLife::New
-            && self.is_live(&self.access, &current, now)
+            && self.check_access(&current, now).is_ok()
         {
             if rules.within_life == RefreshWithinLife::Renewed
                 && let Some(token) = self.access.get_mut(&current)
@@ -397,7 +408,7 @@ impl TokenStore {
         let full_life = now.after(rules.refresh_life);
         let current = self.families.get(&id).and_then(|family| family.refresh.clone());
         if let Some(current) = current
-            && self.is_live(&self.refresh, &current, now)
+            && self.refresh_is_live(&current, now)
         {
             if rules.fresh_extends
                 && let Some(token) = self.refresh.get_mut(&current)
@@ -417,8 +428,10 @@ impl TokenStore {
         if ends_old {
             family.access_live_from = serial;
         }
-        self.access
-            .insert(text.clone(), Token { family: id, serial, expires_at, revoked: false, replaced_at: None });
+        self.access.insert(
+            text.clone(),
+            Token { family: id, serial, expires_at, revoked: false, replaced_at: None },
+        );
         text
     }
 
@@ -428,8 +441,10 @@ impl TokenStore {
         if let Some(family) = self.families.get_mut(&id) {
             family.refresh = Some(text.clone());
         }
-        self.refresh
-            .insert(text.clone(), Token { family: id, serial, expires_at, revoked: false, replaced_at: None });
+        self.refresh.insert(
+            text.clone(),
+            Token { family: id, serial, expires_at, revoked: false, replaced_at: None },
+        );
         text
     }
 
@@ -440,7 +455,8 @@ impl TokenStore {
         refresh_token: Option<String>,
         now: SimTime,
     ) -> IssuedTokens {
-        let expires_in_s = self.access.get(&access_token).map_or(0, |token| token.expires_at.since(now).as_secs());
+        let expires_in_s =
+            self.access.get(&access_token).map_or(0, |token| token.expires_at.since(now).as_secs());
         let owner = self.families.get(&id).map_or_else(
             || TokenOwner { client_id: String::new(), user_name: String::new() },
             |family| family.owner.clone(),
@@ -448,12 +464,10 @@ impl TokenStore {
         IssuedTokens { owner, access_token, expires_in_s, refresh_token, repeated }
     }
 
-    fn is_live(&self, tokens: &HashMap<String, Token>, text: &str, now: SimTime) -> bool {
-        let Some(token) = tokens.get(text) else { return false };
+    fn refresh_is_live(&self, text: &str, now: SimTime) -> bool {
+        let Some(token) = self.refresh.get(text) else { return false };
         let Some(family) = self.families.get(&token.family) else { return false };
-        let is_access = std::ptr::eq(tokens, &raw const self.access);
-        let live_from = if is_access { family.access_live_from } else { family.refresh_live_from };
-        !token.revoked && token.serial >= live_from && now < token.expires_at
+        !token.revoked && token.serial >= family.refresh_live_from && now < token.expires_at
     }
 
     fn take_serial(&mut self) -> u64 {

@@ -83,7 +83,8 @@ fn refresh_inside_life_renews_or_replaces_by_switch() {
     let first = bench.grant("abel", &RULES);
     let refresh = first.refresh_token.clone().unwrap();
     bench.pass(1_000);
-    let renewed = bench.refresh(&refresh, &GrantRules { within_life: RefreshWithinLife::Renewed, ..RULES }).unwrap();
+    let renewed =
+        bench.refresh(&refresh, &GrantRules { within_life: RefreshWithinLife::Renewed, ..RULES }).unwrap();
     assert_eq!((&renewed.access_token, renewed.expires_in_s), (&first.access_token, 1_800));
     let replacing = GrantRules { within_life: RefreshWithinLife::New, ..RULES };
     let new = bench.refresh(&refresh, &replacing).unwrap();
@@ -149,9 +150,17 @@ fn previous_refresh_token_re_answers_the_current_pair() {
     let again = bench.refresh(&first, &lenient).unwrap();
     assert_eq!(again.refresh_token, second.refresh_token);
     assert_eq!(again.access_token, second.access_token);
-    assert_eq!(bench.refresh(&first, &lenient).unwrap().refresh_token, second.refresh_token, "any number of times");
+    assert_eq!(
+        bench.refresh(&first, &lenient).unwrap().refresh_token,
+        second.refresh_token,
+        "any number of times"
+    );
     let third = bench.refresh(&second.refresh_token.unwrap(), &lenient).unwrap();
-    assert_eq!(bench.refresh(&first, &lenient), Err(TokenRefusal::Reused), "only the immediately previous one");
+    assert_eq!(
+        bench.refresh(&first, &lenient),
+        Err(TokenRefusal::Reused),
+        "only the immediately previous one"
+    );
     assert_eq!(bench.refresh(&third.refresh_token.unwrap(), &lenient), Err(TokenRefusal::Revoked));
 }
 
@@ -214,7 +223,8 @@ fn selected_tokens_end() {
 #[test]
 fn memory_stays_bounded_and_current_refresh_tokens_survive() {
     let mut bench = Bench::new();
-    let replacing = GrantRules { within_life: RefreshWithinLife::New, access_life: Duration::from_secs(5), ..RULES };
+    let replacing =
+        GrantRules { within_life: RefreshWithinLife::New, access_life: Duration::from_secs(5), ..RULES };
     let idle = bench.grant("idle", &RULES).refresh_token.unwrap();
     let busy = bench.grant("busy", &replacing).refresh_token.unwrap();
     for _ in 0..3 * SWEEP_COUNT_MIN {

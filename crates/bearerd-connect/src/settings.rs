@@ -1,0 +1,139 @@
+//! Settings of the connect door, as an operator writes them under `[connect]`.
+
+use std::time::Duration;
+
+use bearerd_control::ConnectRules;
+use bearerd_net::ListenSettings;
+use url::Url;
+
+/// `[connect]`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectSettings {
+    /// Default: `127.0.0.1:8081`, plain HTTP. Read through [`Self::listen_settings`].
+    pub listen: ListenSettings,
+    /// Where browsers reach this door: `https://connect.example`, no path. Redirect URIs, cookies and links are made
+    /// from it, never from a request (O-16).
+    pub public_url: String,
+    /// Whether an operator confirms who consented. Off only where operators consent for themselves.
+    pub confirm: bool,
+    /// Life of a connect link in seconds: 60 to 86400.
+    pub link_lifetime_s: u64,
+}
+
+impl Default for ConnectSettings {
+    fn default() -> Self {
+        Self {
+            listen: ListenSettings::default().or_address(LISTEN_DEFAULT),
+            public_url: "http://127.0.0.1:8081".to_owned(),
+            confirm: true,
+            link_lifetime_s: 600,
+        }
+    }
+}
+
+/// A setting that cannot be used. The text names the setting and what to write.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConnectSettings {
+    #[error(
+        "connect.public_url: {0:?} is not an address for browsers; write scheme, host and port only, as in \
+         https://connect.example"
+    )]
+    PublicUrl(String),
+    #[error("connect.link_lifetime_s: {0} is out of range; write 60 to 86400 (seconds)")]
+    LinkLifetime(u64),
+}
+
+impl ConnectSettings {
+    /// Where to listen, with this door's default for what is left out.
+    pub fn listen_settings(&self) -> ListenSettings {
+        self.listen.clone().or_address(LISTEN_DEFAULT)
+    }
+
+    /// What the acts behind this door need to know.
+    ///
+    /// # Errors
+    /// [`InvalidConnectSettings`]
+    pub fn rules(&self) -> Result<ConnectRules, InvalidConnectSettings> {
+        if !LINK_LIFETIME_S.contains(&self.link_lifetime_s) {
+            return Err(InvalidConnectSettings::LinkLifetime(self.link_lifetime_s));
+        }
+        Ok(ConnectRules {
+            public_url: self.origin()?.origin().ascii_serialization(),
+            confirm: self.confirm,
+            link_lifetime: Duration::from_secs(self.link_lifetime_s),
+        })
+    }
+
+    /// The public URL, checked to be an origin.
+    pub(crate) fn origin(&self) -> Result<Url, InvalidConnectSettings> {
+        let refused = || InvalidConnectSettings::PublicUrl(self.public_url.clone());
+        let url = Url::parse(self.public_url.trim()).map_err(|_| refused())?;
+        let bare = matches!(url.scheme(), "http" | "https")
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none();
+        if bare { Ok(url) } else { Err(refused()) }
+    }
+}
+
+const LISTEN_DEFAULT: &str = "127.0.0.1:8081";
+
+/// Shorter and nobody can follow the link; longer and it is a standing invitation.
+const LINK_LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=86_400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let settings: ConnectSettings = serde_json::from_str("{}").unwrap();
+        assert_eq!(settings, ConnectSettings::default());
+        assert_eq!(settings.listen_settings().address, "127.0.0.1:8081");
+        let rules = settings.rules().unwrap();
+        assert_eq!(rules.public_url, "http://127.0.0.1:8081");
+        assert_eq!((rules.confirm, rules.link_lifetime), (true, Duration::from_mins(10)));
+        let named: ConnectSettings =
+            serde_json::from_str(r#"{"listen":{"tls":{"certificate_file":"c","key_file":"k"}}}"#).unwrap();
+        assert_eq!(named.listen_settings().address, "127.0.0.1:8081", "TLS alone keeps the default address");
+        assert!(serde_json::from_str::<ConnectSettings>(r#"{"publicurl":""}"#).is_err());
+    }
+
+    #[test]
+    fn a_public_url_is_an_origin() {
+        let rules = |public_url: &str| {
+            ConnectSettings { public_url: public_url.to_owned(), ..ConnectSettings::default() }.rules()
+        };
+        for (written, kept) in [
+            ("https://Connect.Example/", "https://connect.example"),
+            ("https://connect.example:443", "https://connect.example"),
+            ("https://connect.example:8443", "https://connect.example:8443"),
+            ("http://[::1]:8081", "http://[::1]:8081"),
+        ] {
+            assert_eq!(rules(written).unwrap().public_url, kept);
+        }
+        for bad in [
+            "",
+            "connect.example",
+            "ftp://a",
+            "https://a/connect",
+            "https://a?x",
+            "https://a#x",
+            "https://u@a",
+            "javascript:alert(1)",
+        ] {
+            assert_eq!(rules(bad).unwrap_err(), InvalidConnectSettings::PublicUrl(bad.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_link_lives_a_minute_to_a_day() {
+        for (link_lifetime_s, fits) in [(59, false), (60, true), (86_400, true), (86_401, false)] {
+            let settings = ConnectSettings { link_lifetime_s, ..ConnectSettings::default() };
+            assert_eq!(settings.rules().is_ok(), fits, "{link_lifetime_s}");
+        }
+    }
+}

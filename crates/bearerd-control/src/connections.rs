@@ -1,0 +1,516 @@
+//! Connections: one grant each, from creation to deletion.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bearerd_crypto::{Fingerprint, random_base62};
+use bearerd_model::{
+    AccessToken, ConnectLink, Connection, ConnectionId, Freeze, Grant, GrantType, Health, InstanceUser,
+    Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+};
+use bearerd_oauth::{TokenEndpointError, TokenResponse};
+use bearerd_store::Kind;
+use bearerd_tokens::{AccessTokens, Obtained, TokenCall, TokenCallError, UserCallError, grant_from};
+use tracing::warn;
+
+use crate::{ActError, Control, Operator, Page, Revision, Versioned};
+
+/// What an operator says of a new connection.
+#[derive(Debug, Clone)]
+pub struct ConnectionSpec {
+    pub integration: IntegrationId,
+    pub profile: ProfileName,
+    pub labels: BTreeMap<String, String>,
+    /// `user_name` or `sys_id` of who must consent.
+    pub expected_user: Option<String>,
+    /// Tokens obtained elsewhere, instead of a consent.
+    pub import: Option<ImportedTokens>,
+}
+
+/// Tokens obtained elsewhere.
+#[derive(Debug, Clone)]
+pub struct ImportedTokens {
+    pub access_token: Option<AccessToken>,
+    /// Seconds of the access token's life that are left.
+    pub expires_in: Option<Duration>,
+    /// At least one of the two tokens is there.
+    pub refresh_token: Option<RefreshToken>,
+    /// When the refresh token ends, where the operator knows; else unknown.
+    pub refresh_expires_at: Option<UnixTime>,
+}
+
+/// What may be changed about a connection; `None` leaves it.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionChange {
+    pub labels: Option<BTreeMap<String, String>>,
+    pub expected_user: Option<Option<String>>,
+}
+
+/// A connect link, as handed to a person. `url` is a secret until used; it is shown once and stored nowhere.
+#[derive(Debug, Clone)]
+pub struct IssuedLink {
+    pub url: String,
+    pub expires_at: UnixTime,
+}
+
+#[derive(Debug)]
+pub struct CreatedConnection {
+    pub versioned: Versioned<Connection>,
+    /// For grants that need a person's consent.
+    pub connect_link: Option<IssuedLink>,
+}
+
+/// What a test call found: the user that the connection's access token acts as.
+#[derive(Debug, Clone)]
+pub struct TestReport {
+    pub user: InstanceUser,
+    pub took: Duration,
+}
+
+/// Labels of one connection at most, and bytes of a name or value at most.
+const LABELS_MAX: usize = 32;
+const TEXT_BYTES_MAX: usize = 200;
+
+impl Control {
+    /// Creates a connection: with a connect link (`authorization_code`), by asking the token endpoint at once
+    /// (`client_credentials`), or from tokens obtained elsewhere (`import`; checked by a test call).
+    ///
+    /// # Errors
+    /// `Exists`, `NotFound` (integration), `Invalid`, `Conflict` (`other_user`), `Upstream` (`client_refused`,
+    /// `grant_refused`, `instance_unreachable`, `instance_asleep`, `user_unreadable`), `Store`.
+    pub async fn create_connection(
+        &self,
+        id: ConnectionId,
+        spec: ConnectionSpec,
+        by: &Operator,
+    ) -> Result<CreatedConnection, ActError> {
+        check_labels(&spec.labels)?;
+        check_expected_user(spec.expected_user.as_deref())?;
+        if self.store.load::<Connection>(id.as_str()).await?.is_some() {
+            return Err(ActError::Exists);
+        }
+        let integration = self.integration(&spec.integration).await?.record;
+        let profile = integration.profiles.get(&spec.profile).ok_or_else(|| {
+            ActError::invalid("profile", format!("{} has no profile {}", spec.integration, spec.profile))
+        })?;
+        let now = self.clock.now();
+        let mut connection = Connection {
+            id,
+            integration: spec.integration,
+            profile: spec.profile,
+            labels: spec.labels,
+            expected_user: spec.expected_user,
+            user: None,
+            lifecycle: Lifecycle::AwaitingConsent { since: now },
+            frozen: None,
+            health: Health::Ok,
+            grant: None,
+            created_at: now,
+            last_used_at: None,
+        };
+        match (spec.import, profile.grant_type) {
+            (Some(tokens), _) => self.import(&mut connection, &integration, tokens).await?,
+            (None, GrantType::ClientCredentials) => {
+                let obtained = self
+                    .tokens
+                    .client_credentials(&integration, profile)
+                    .await
+                    .map_err(|error| token_error(&error))?;
+                let lifetime = integration.refresh_token_lifetime;
+                connection.grant = Some(grant_from(None, TokenCall::NewGrant, obtained, lifetime));
+                self.activate_after_test(&mut connection, &integration).await?;
+            }
+            (None, GrantType::AuthorizationCode) => {}
+        }
+        let needs_consent = connection.grant.is_none();
+        let revision = self.store.create(&connection).await?.ok_or(ActError::Exists)?;
+        self.in_force(Kind::Connection, connection.id.as_str()).await;
+        let connect_link =
+            if needs_consent { Some(self.issue_link(&connection.id, by).await?) } else { None };
+        Ok(CreatedConnection { versioned: Versioned { revision, record: connection }, connect_link })
+    }
+
+    /// # Errors
+    /// `NotFound`, `Store`.
+    pub async fn connection(&self, id: &ConnectionId) -> Result<Versioned<Connection>, ActError> {
+        let mut found = self.found::<Connection>("connection", id.as_str()).await?;
+        found.record.last_used_at = found.record.last_used_at.max(self.tokens.last_used(id));
+        Ok(found)
+    }
+
+    /// # Errors
+    /// `Store`.
+    pub async fn connections(&self, after: Option<&str>, limit: usize) -> Result<Page<Connection>, ActError> {
+        let mut page = self.store.list::<Connection>(after, limit).await?;
+        for versioned in &mut page.records {
+            let connection = &mut versioned.record;
+            connection.last_used_at = connection.last_used_at.max(self.tokens.last_used(&connection.id));
+        }
+        Ok(page)
+    }
+
+    /// The access token's keyed fingerprint, for people who compare; never the token.
+    pub fn fingerprint(&self, connection: &Connection) -> Option<Fingerprint> {
+        let token = &connection.grant.as_ref()?.access_token;
+        Some(self.hashes.fingerprint.fingerprint(token.expose()))
+    }
+
+    /// # Errors
+    /// `Invalid`, `NotFound`, `Changed`, `Store`.
+    pub async fn change_connection(
+        &self,
+        id: &ConnectionId,
+        change: ConnectionChange,
+        expected: Option<Revision>,
+    ) -> Result<Versioned<Connection>, ActError> {
+        if let Some(labels) = &change.labels {
+            check_labels(labels)?;
+        }
+        check_expected_user(change.expected_user.as_ref().and_then(Option::as_deref))?;
+        self.alter::<Connection>("connection", id.as_str(), expected, |connection| {
+            if let Some(labels) = &change.labels {
+                connection.labels.clone_from(labels);
+            }
+            if let Some(expected_user) = &change.expected_user {
+                connection.expected_user.clone_from(expected_user);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A new connect link for an existing connection; its tokens stay in use until the new consent succeeds.
+    ///
+    /// # Errors
+    /// `Conflict` (`no_consent_needed`) for grants without a resource owner's consent; `NotFound`, `Store`.
+    pub async fn reauthorize(&self, id: &ConnectionId, by: &Operator) -> Result<IssuedLink, ActError> {
+        let connection = self.connection(id).await?.record;
+        let integration = self.integration(&connection.integration).await?.record;
+        let by_client = integration
+            .profiles
+            .get(&connection.profile)
+            .is_some_and(|profile| profile.grant_type == GrantType::ClientCredentials);
+        if by_client {
+            return Err(ActError::Conflict {
+                code: "no_consent_needed",
+                message: format!("connection {id} uses client credentials; nobody consents to it"),
+                fix: format!("Run bearerd connection refresh {id}."),
+            });
+        }
+        self.issue_link(id, by).await
+    }
+
+    /// Confirms that `user` (a `user_name` or `sys_id`) is who was meant to consent; lends the tokens from now on.
+    ///
+    /// # Errors
+    /// `Conflict` (`nothing_to_confirm`, `other_user`); `NotFound`, `Store`.
+    pub async fn confirm(&self, id: &ConnectionId, user: &str) -> Result<Versioned<Connection>, ActError> {
+        let now = self.clock.now();
+        self.alter::<Connection>("connection", id.as_str(), None, |connection| {
+            let waits = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
+            let Some(held) = connection.user.as_ref().filter(|_| waits) else {
+                return Err(ActError::Conflict {
+                    code: "nothing_to_confirm",
+                    message: format!("connection {id} does not wait for a confirmation"),
+                    fix: format!("See bearerd connection show {id}."),
+                });
+            };
+            if !is_user(held, user) {
+                return Err(ActError::Conflict {
+                    code: "other_user",
+                    message: format!("{} consented, not {user:?}", held.user_name),
+                    fix: format!(
+                        "Confirm {:?}, or send a new connect link to the right person.",
+                        held.user_name
+                    ),
+                });
+            }
+            connection.lifecycle = Lifecycle::Active { since: now };
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stops all calls through the connection; its tokens are kept and kept fresh.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound`, `Store`.
+    pub async fn freeze(&self, id: &ConnectionId, reason: String) -> Result<Versioned<Connection>, ActError> {
+        if reason.len() > TEXT_BYTES_MAX || reason.chars().any(char::is_control) {
+            return Err(ActError::invalid(
+                "reason",
+                format!("it is one line of at most {TEXT_BYTES_MAX} bytes"),
+            ));
+        }
+        let now = self.clock.now();
+        self.alter::<Connection>("connection", id.as_str(), None, |connection| {
+            let since = connection.frozen.as_ref().map_or(now, |frozen| frozen.since);
+            connection.frozen = Some(Freeze { since, reason: reason.clone() });
+            Ok(())
+        })
+        .await
+    }
+
+    /// # Errors
+    /// `NotFound`, `Store`.
+    pub async fn unfreeze(&self, id: &ConnectionId) -> Result<Versioned<Connection>, ActError> {
+        self.alter::<Connection>("connection", id.as_str(), None, |connection| {
+            connection.frozen = None;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Refreshes now, whatever the token's age.
+    ///
+    /// # Errors
+    /// `Upstream` (`refresh_failed`) says what the token endpoint did; a token that is still valid stays in use.
+    pub async fn refresh(&self, id: &ConnectionId) -> Result<Versioned<Connection>, ActError> {
+        let refreshed = self.tokens.refresh_now(id).await?;
+        let refreshed =
+            refreshed.ok_or_else(|| ActError::NotFound { what: "connection", id: id.to_string() })?;
+        match refreshed.health {
+            Health::Ok => self.connection(id).await,
+            Health::Failing { reason, .. } => Err(ActError::Upstream {
+                code: "refresh_failed",
+                message: format!("the refresh brought no token: {reason}"),
+                fix: "Check the integration's client at the instance; a token that is still valid stays in use."
+                    .to_owned(),
+                retry_after: None,
+            }),
+        }
+    }
+
+    /// Reads the connection's own user at the instance.
+    ///
+    /// # Errors
+    /// `Conflict` (`not_usable`) without a usable token; `Upstream`.
+    pub async fn test(&self, id: &ConnectionId) -> Result<TestReport, ActError> {
+        let before = self.connection(id).await?.record;
+        if matches!(before.lifecycle, Lifecycle::Active { .. }) {
+            // Whatever this says, the call below tells it better.
+            let _ = self.tokens.acquire(id).await;
+        }
+        let connection = self.connection(id).await?.record;
+        let Some(grant) = &connection.grant else {
+            return Err(ActError::Conflict {
+                code: "not_usable",
+                message: format!("connection {id} holds no tokens: it is {}", connection.lifecycle.name()),
+                fix: format!("Run bearerd connection reauthorize {id} and open the link."),
+            });
+        };
+        let integration = self.integration(&connection.integration).await?.record;
+        let started = self.clock.now();
+        let user = self
+            .tokens
+            .read_user(&integration, &grant.access_token)
+            .await
+            .map_err(|error| user_error(&error))?;
+        Ok(TestReport { user, took: self.clock.now().since(started) })
+    }
+
+    /// Forgets the connection and its tokens at once; calls through it end within a second everywhere.
+    ///
+    /// # Errors
+    /// `NotFound`, `Changed`, `Store`.
+    pub async fn delete_connection(
+        &self,
+        id: &ConnectionId,
+        expected: Option<Revision>,
+    ) -> Result<(), ActError> {
+        for _ in 0..DELETE_TRIES {
+            let stored = self.found::<Connection>("connection", id.as_str()).await?;
+            match self.remove::<Connection>(Kind::Connection, id.as_str(), stored.revision, expected).await {
+                Err(ActError::Changed) if expected.is_none() => {} // a refresh was committed in between
+                result => return result,
+            }
+        }
+        Err(ActError::Changed)
+    }
+
+    async fn issue_link(&self, connection: &ConnectionId, by: &Operator) -> Result<IssuedLink, ActError> {
+        let link = random_base62(LINK_LENGTH);
+        let now = self.clock.now();
+        let record = ConnectLink {
+            hash: self.hashes.link.hex(link.as_bytes()),
+            connection: connection.clone(),
+            requested_by: by.name.clone(),
+            created_at: now,
+            expires_at: now + self.connect.link_lifetime,
+        };
+        self.store.create(&record).await?.ok_or(ActError::Exists)?;
+        Ok(IssuedLink {
+            url: format!("{}/connect/{link}", self.connect.public_url),
+            expires_at: record.expires_at,
+        })
+    }
+
+    /// Takes over tokens obtained elsewhere. A refresh token that was spent here is stored even if the test call
+    /// then fails: it may have been rotated.
+    async fn import(
+        &self,
+        connection: &mut Connection,
+        integration: &Integration,
+        tokens: ImportedTokens,
+    ) -> Result<(), ActError> {
+        let now = self.clock.now();
+        let lifetime = integration.refresh_token_lifetime;
+        let refresh_expires_at = tokens.refresh_expires_at;
+        let spend = async |token: &RefreshToken| {
+            let obtained = self
+                .tokens
+                .refresh_imported(integration, token)
+                .await
+                .map_err(|error| token_error(&error))?;
+            let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
+            let same = grant.refresh_token.as_ref().is_none_or(|held| held.matches(token));
+            grant.refresh_token = grant.refresh_token.or_else(|| Some(token.clone()));
+            if same {
+                grant.refresh_expires_at = refresh_expires_at;
+            }
+            Ok::<Grant, ActError>(grant)
+        };
+        match (tokens.access_token, tokens.refresh_token) {
+            (None, None) => {
+                return Err(ActError::invalid(
+                    "import",
+                    "it holds neither an access token nor a refresh token",
+                ));
+            }
+            (None, Some(refresh_token)) => {
+                connection.grant = Some(spend(&refresh_token).await?);
+                connection.lifecycle = Lifecycle::Active { since: now };
+                if let Err(error) = self.activate_after_test(connection, integration).await {
+                    warn!(connection.id = %connection.id, %error, "imported connection {} was not tested", connection.id);
+                    connection.lifecycle = Lifecycle::Active { since: now };
+                }
+            }
+            (Some(access_token), refresh_token) => {
+                let response =
+                    TokenResponse { access_token, expires_in: tokens.expires_in, refresh_token, scope: None };
+                let obtained = Obtained { response, sent_at: now };
+                let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
+                grant.refresh_expires_at = grant.refresh_token.as_ref().and(refresh_expires_at);
+                connection.grant = Some(grant);
+                self.activate_after_test(connection, integration).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads who the tokens act as, checks it against `expected_user`, and activates.
+    async fn activate_after_test(
+        &self,
+        connection: &mut Connection,
+        integration: &Integration,
+    ) -> Result<(), ActError> {
+        let Some(grant) = &connection.grant else { return Ok(()) };
+        let user = self
+            .tokens
+            .read_user(integration, &grant.access_token)
+            .await
+            .map_err(|error| user_error(&error))?;
+        if let Some(expected) = &connection.expected_user
+            && !is_user(&user, expected)
+        {
+            return Err(ActError::Conflict {
+                code: "other_user",
+                message: format!("the tokens act as {}, not as {expected:?}", user.user_name),
+                fix: "Correct expected_user, or the application user at the instance.".to_owned(),
+            });
+        }
+        connection.user = Some(user);
+        connection.lifecycle = Lifecycle::Active { since: self.clock.now() };
+        Ok(())
+    }
+}
+
+/// Characters of a connect link: 190 bits.
+const LINK_LENGTH: usize = 32;
+/// A connection that is being deleted may be refreshed meanwhile, once or twice.
+const DELETE_TRIES: usize = 8;
+
+/// Whether an operator's text names this user.
+pub(crate) fn is_user(user: &InstanceUser, text: &str) -> bool {
+    !text.is_empty() && (user.user_name == text || user.sys_id == text)
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ActError> {
+    let fits = |(name, value): (&String, &String)| {
+        let plain = |text: &str| text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control);
+        !name.is_empty() && plain(name) && plain(value)
+    };
+    if labels.len() > LABELS_MAX || !labels.iter().all(fits) {
+        let problem = format!(
+            "at most {LABELS_MAX}, each name and value at most {TEXT_BYTES_MAX} bytes without control characters"
+        );
+        return Err(ActError::invalid("labels", problem));
+    }
+    Ok(())
+}
+
+fn check_expected_user(user: Option<&str>) -> Result<(), ActError> {
+    let fits =
+        |user: &str| !user.is_empty() && user.len() <= TEXT_BYTES_MAX && !user.chars().any(char::is_control);
+    if user.is_none_or(fits) {
+        Ok(())
+    } else {
+        Err(ActError::invalid("expected_user", "it is a user_name or a sys_id"))
+    }
+}
+
+/// A failed token call, as the operator who asked for it sees it.
+pub(crate) fn token_error(error: &TokenCallError) -> ActError {
+    let (code, fix) = match error {
+        TokenCallError::Endpoint(failure) => match failure {
+            TokenEndpointError::Denied | TokenEndpointError::ClientRefused { .. } => (
+                "client_refused",
+                "Check client id, client secret and, for client credentials, the OAuth application user and the                  property glide.oauth.inbound.client.credential.grant_type.enabled at the instance.",
+            ),
+            TokenEndpointError::GrantRefused => ("grant_refused", "The tokens are dead: obtain new ones."),
+            TokenEndpointError::RequestRefused { .. } => {
+                ("client_refused", "Check the client's grant types and scopes at the instance.")
+            }
+            TokenEndpointError::Asleep { .. } => {
+                ("instance_asleep", "Wake the instance (log in to it) and repeat.")
+            }
+            TokenEndpointError::Throttled { .. } | TokenEndpointError::Unavailable { .. } => {
+                ("instance_unavailable", "Wait until the instance answers again and repeat.")
+            }
+            TokenEndpointError::Malformed { .. } => {
+                ("token_reply_invalid", "Check that the token endpoint is the instance's own.")
+            }
+        },
+        TokenCallError::NotSent { .. } | TokenCallError::NoReply { .. } => (
+            "instance_unreachable",
+            "Check the instance's address, the network, the egress proxy and the CA file.",
+        ),
+        TokenCallError::Misconfigured(_) => ("misconfigured", "Correct the integration."),
+    };
+    let retry_after = match error {
+        TokenCallError::Endpoint(failure) => failure.retry_after(),
+        _ => None,
+    };
+    ActError::Upstream { code, message: error.to_string(), fix: fix.to_owned(), retry_after }
+}
+
+/// A failed user call, as the operator who asked for it sees it.
+pub(crate) fn user_error(error: &UserCallError) -> ActError {
+    let (code, fix) = match error {
+        UserCallError::TokenRefused => {
+            ("token_refused", "The access token is dead: refresh or obtain a new one.")
+        }
+        UserCallError::Forbidden | UserCallError::NoUser => (
+            "user_unreadable",
+            "Let the user read its own sys_user record (an ACL at the instance), and, where auth scopes are used,              add one that opens the Table API.",
+        ),
+        UserCallError::Asleep => ("instance_asleep", "Wake the instance (log in to it) and repeat."),
+        UserCallError::Status(_) => {
+            ("instance_unavailable", "Wait until the instance answers again and repeat.")
+        }
+        UserCallError::Unreachable(_) => (
+            "instance_unreachable",
+            "Check the instance's address, the network, the egress proxy and the CA file.",
+        ),
+    };
+    ActError::Upstream { code, message: error.to_string(), fix: fix.to_owned(), retry_after: None }
+}

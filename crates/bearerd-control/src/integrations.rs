@@ -1,0 +1,451 @@
+//! Integrations: our OAuth client as registered at one instance.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bearerd_model::{
+    ClientSecret, Connection, DeathCause, Endpoints, GrantType, InstanceOrigin, Integration, IntegrationId,
+    Lifecycle, Profile, ProfileName, Provider, TokenEndpointAuth,
+};
+use bearerd_store::{Claim, Kind};
+use tracing::info;
+use url::Url;
+
+use crate::{ActError, Control, Page, Revision, Versioned, Written, settings::InstanceRules};
+
+/// What an operator says of an integration. What is `None` is derived: see each member.
+#[derive(Debug, Clone)]
+pub struct IntegrationSpec {
+    pub provider: Provider,
+    pub instance: InstanceOrigin,
+    pub client_id: String,
+    /// On change, `None` keeps the stored secret; on creation it makes a public client.
+    pub client_secret: Option<ClientSecret>,
+    /// `None`: ServiceNow's `/oauth_auth.do` under the instance, and so on.
+    pub authorization_endpoint: Option<String>,
+    pub token_endpoint: Option<String>,
+    pub revocation_endpoint: Option<String>,
+    pub token_endpoint_auth: TokenEndpointAuth,
+    pub pkce: bool,
+    /// `None`: the first integration gets `{connect.public_url}/oauth/callback`, each further one
+    /// `…/oauth/callback/{id}`; on change, the stored one stays.
+    pub redirect_uri: Option<String>,
+    /// A `default` profile is added where none is named.
+    pub profiles: BTreeMap<ProfileName, Profile>,
+    /// `None`: 100 days.
+    pub refresh_token_lifetime: Option<Duration>,
+    pub ca_file: Option<String>,
+}
+
+/// Longest client id, in bytes: ServiceNow's are 32.
+const CLIENT_ID_BYTES_MAX: usize = 255;
+/// Most profiles, and most scopes of one.
+const LIST_MAX: usize = 64;
+
+impl Control {
+    /// Creates or changes an integration. Changing client id, secret or instance purges the tokens of its
+    /// connections and marks them `reauthorization_required`: refused unless `purge_tokens`, with their number.
+    /// The same content again changes nothing. `expected`: only if it is at that revision.
+    ///
+    /// # Errors
+    /// `Invalid`, `Conflict` (`instance_not_allowed`, `redirect_uri_taken`, `client_taken`,
+    /// `would_purge_connections`), `Changed`, `Store`.
+    pub async fn put_integration(
+        &self,
+        id: IntegrationId,
+        spec: IntegrationSpec,
+        expected: Option<Revision>,
+        purge_tokens: bool,
+    ) -> Result<Written<Integration>, ActError> {
+        let stored = self.store.load::<Integration>(id.as_str()).await?;
+        if expected.is_some_and(|expected| stored.as_ref().map(|stored| stored.revision) != Some(expected)) {
+            return Err(ActError::Changed);
+        }
+        let old = stored.as_ref().map(|stored| stored.record.clone());
+        check_spec(&spec, &self.instances)?;
+        let new_client =
+            old.as_ref().is_none_or(|old| old.instance != spec.instance || old.client_id != spec.client_id);
+        let next = self.assemble(&id, spec, old.as_ref()).await?;
+        let by_client = |profile: &Profile| profile.grant_type == GrantType::ClientCredentials;
+        if next.client_secret.is_none() && next.profiles.values().any(by_client) {
+            return Err(ActError::invalid(
+                "client_secret",
+                "the client_credentials grant needs one (RFC 6749 §4.4)",
+            ));
+        }
+        self.tokens.check_trust(&next).map_err(|error| ActError::invalid("ca_file", error.to_string()))?;
+        let purged = match &old {
+            Some(old) if is_other_client(old, &next) => self.would_purge(&id, purge_tokens).await?,
+            _ => Vec::new(),
+        };
+        let client = client_claim(&next);
+        if new_client {
+            self.claim(
+                &client,
+                &id,
+                "client_taken",
+                "another integration has the same instance and client id",
+            )
+            .await?;
+        }
+        let written = self.put(stored, next.clone(), expected, |old| is_same(old, &next)).await?;
+        if let Some(old) = &old {
+            if old.redirect_uri != next.redirect_uri {
+                self.release(&redirect_claim(&old.redirect_uri), &id).await?;
+            }
+            if new_client {
+                self.release(&client_claim(old), &id).await?;
+            }
+        }
+        for connection in purged {
+            self.purge(&connection).await?;
+        }
+        Ok(written)
+    }
+
+    /// # Errors
+    /// `NotFound`, `Store`.
+    pub async fn integration(&self, id: &IntegrationId) -> Result<Versioned<Integration>, ActError> {
+        self.found("integration", id.as_str()).await
+    }
+
+    /// # Errors
+    /// `Store`.
+    pub async fn integrations(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<Integration>, ActError> {
+        Ok(self.store.list(after, limit).await?)
+    }
+
+    /// # Errors
+    /// `Conflict` (`in_use`) while a connection is held under it; `NotFound`, `Changed`, `Store`.
+    pub async fn delete_integration(
+        &self,
+        id: &IntegrationId,
+        expected: Option<Revision>,
+    ) -> Result<(), ActError> {
+        let stored = self.integration(id).await?;
+        let under_it = self.connections_under(id).await?;
+        if let Some(first) = under_it.first() {
+            return Err(ActError::Conflict {
+                code: "in_use",
+                message: format!(
+                    "{} connection(s) are held under {id}, {} among them",
+                    under_it.len(),
+                    first.id
+                ),
+                fix: "Delete those connections first.".to_owned(),
+            });
+        }
+        self.remove::<Integration>(Kind::Integration, id.as_str(), stored.revision, expected).await?;
+        self.release(&redirect_claim(&stored.record.redirect_uri), id).await?;
+        self.release(&client_claim(&stored.record), id).await
+    }
+
+    /// The redirection endpoint that the first integration gets.
+    pub(crate) fn shared_redirect_uri(&self) -> String {
+        format!("{}/oauth/callback", self.connect.public_url)
+    }
+
+    /// The redirection endpoint of an integration's own.
+    pub(crate) fn own_redirect_uri(&self, id: &IntegrationId) -> String {
+        format!("{}/oauth/callback/{id}", self.connect.public_url)
+    }
+
+    async fn assemble(
+        &self,
+        id: &IntegrationId,
+        spec: IntegrationSpec,
+        old: Option<&Integration>,
+    ) -> Result<Integration, ActError> {
+        let now = self.clock.now();
+        let redirect_uri = self.redirect_uri(id, spec.redirect_uri, old).await?;
+        let derived = Endpoints::servicenow(&spec.instance);
+        let mut profiles = spec.profiles;
+        profiles.entry(ProfileName::default()).or_default();
+        Ok(Integration {
+            id: id.clone(),
+            provider: spec.provider,
+            client_id: spec.client_id,
+            client_secret: spec.client_secret.or_else(|| old.and_then(|old| old.client_secret.clone())),
+            endpoints: Endpoints {
+                authorization: spec.authorization_endpoint.unwrap_or(derived.authorization),
+                token: spec.token_endpoint.unwrap_or(derived.token),
+                revocation: spec.revocation_endpoint.unwrap_or(derived.revocation),
+            },
+            instance: spec.instance,
+            token_endpoint_auth: spec.token_endpoint_auth,
+            pkce: spec.pkce,
+            redirect_uri,
+            profiles,
+            refresh_token_lifetime: spec
+                .refresh_token_lifetime
+                .unwrap_or(Integration::REFRESH_TOKEN_LIFETIME_DEFAULT),
+            ca_file: spec.ca_file,
+            created_at: old.map_or(now, |old| old.created_at),
+            updated_at: now,
+        })
+    }
+
+    /// Two integrations never share a redirection endpoint (O-18): a shared one allows mix-up (RFC 9700 §4.4).
+    async fn redirect_uri(
+        &self,
+        id: &IntegrationId,
+        asked: Option<String>,
+        old: Option<&Integration>,
+    ) -> Result<String, ActError> {
+        let (shared, own) = (self.shared_redirect_uri(), self.own_redirect_uri(id));
+        let wanted = match (asked, old) {
+            (Some(asked), _) if asked == shared || asked == own => asked,
+            (Some(_), _) => {
+                return Err(ActError::invalid(
+                    "redirect_uri",
+                    format!("it can be {shared} or {own}: where the connect door listens"),
+                ));
+            }
+            (None, Some(old)) => old.redirect_uri.clone(),
+            (None, None) => {
+                let claimed = self
+                    .claim(
+                        &redirect_claim(&shared),
+                        id,
+                        "redirect_uri_taken",
+                        "another integration uses this redirect URI",
+                    )
+                    .await;
+                match claimed {
+                    Ok(()) => return Ok(shared),
+                    Err(ActError::Conflict { .. }) => own,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        self.claim(
+            &redirect_claim(&wanted),
+            id,
+            "redirect_uri_taken",
+            "another integration uses this redirect URI",
+        )
+        .await?;
+        Ok(wanted)
+    }
+
+    /// Makes `what` this integration's alone. A claim whose owner never came to be is taken over.
+    async fn claim(
+        &self,
+        what: &str,
+        owner: &IntegrationId,
+        code: &'static str,
+        message: &str,
+    ) -> Result<(), ActError> {
+        let claim = Claim { id: self.hashes.claim.hex(what.as_bytes()), owner: owner.clone() };
+        if self.store.create(&claim).await?.is_some() {
+            return Ok(());
+        }
+        let taken = || ActError::Conflict {
+            code,
+            message: message.to_owned(),
+            fix: "Use that integration, or register a second client at the instance.".to_owned(),
+        };
+        let Some(held) = self.store.load::<Claim>(&claim.id).await? else { return Err(ActError::Changed) };
+        if held.record.owner == *owner {
+            return Ok(());
+        }
+        let owner_lives = match self.store.load::<Integration>(held.record.owner.as_str()).await? {
+            Some(other) => {
+                let other = other.record;
+                redirect_claim(&other.redirect_uri) == what || client_claim(&other) == what
+            }
+            None => false,
+        };
+        if owner_lives {
+            return Err(taken());
+        }
+        self.store.replace(held.revision, &claim).await?.map(|_| ()).ok_or(ActError::Changed)
+    }
+
+    async fn release(&self, what: &str, owner: &IntegrationId) -> Result<(), ActError> {
+        let id = self.hashes.claim.hex(what.as_bytes());
+        if let Some(held) = self.store.load::<Claim>(&id).await?
+            && held.record.owner == *owner
+        {
+            self.store.delete::<Claim>(&id, held.revision).await?;
+        }
+        Ok(())
+    }
+
+    async fn connections_under(&self, id: &IntegrationId) -> Result<Vec<Connection>, ActError> {
+        let all = self.all::<Connection>().await?;
+        Ok(all.into_iter().filter(|connection| connection.integration == *id).collect())
+    }
+
+    /// The connections whose tokens a change of client would end.
+    async fn would_purge(&self, id: &IntegrationId, agreed: bool) -> Result<Vec<Connection>, ActError> {
+        let mut held = self.connections_under(id).await?;
+        held.retain(|connection| connection.grant.is_some());
+        if held.is_empty() || agreed {
+            return Ok(held);
+        }
+        Err(ActError::Conflict {
+            code: "would_purge_connections",
+            message: format!(
+                "another instance, client id or client secret ends the tokens of {} connection(s)",
+                held.len()
+            ),
+            fix: "Repeat with purge_tokens=true; each of them needs a new consent afterwards.".to_owned(),
+        })
+    }
+
+    async fn purge(&self, connection: &Connection) -> Result<(), ActError> {
+        let now = self.clock.now();
+        let integration = self.integration(&connection.integration).await?.record;
+        let by_client = integration
+            .profiles
+            .get(&connection.profile)
+            .is_some_and(|profile| profile.grant_type == GrantType::ClientCredentials);
+        self.alter::<Connection>("connection", connection.id.as_str(), None, |connection| {
+            connection.grant = None;
+            if !by_client {
+                let cause = DeathCause::IntegrationChanged;
+                connection.lifecycle = Lifecycle::ReauthorizationRequired { since: now, cause };
+            }
+            Ok(())
+        })
+        .await?;
+        info!(connection.id = %connection.id, "tokens of connection {} purged: its integration changed", connection.id);
+        Ok(())
+    }
+}
+
+fn redirect_claim(uri: &str) -> String {
+    format!("redirect_uri {uri}")
+}
+
+/// One registered client has one owner (O-20).
+fn client_claim(integration: &Integration) -> String {
+    format!("client {} {}", integration.instance, integration.client_id)
+}
+
+fn is_other_client(old: &Integration, next: &Integration) -> bool {
+    old.instance != next.instance || old.client_id != next.client_id || !same_secret(old, next)
+}
+
+fn same_secret(one: &Integration, other: &Integration) -> bool {
+    match (&one.client_secret, &other.client_secret) {
+        (None, None) => true,
+        (Some(one), Some(other)) => one.matches(other),
+        _ => false,
+    }
+}
+
+fn is_same(old: &Integration, next: &Integration) -> bool {
+    !is_other_client(old, next)
+        && old.provider == next.provider
+        && old.endpoints == next.endpoints
+        && old.token_endpoint_auth == next.token_endpoint_auth
+        && old.pkce == next.pkce
+        && old.redirect_uri == next.redirect_uri
+        && old.profiles == next.profiles
+        && old.refresh_token_lifetime == next.refresh_token_lifetime
+        && old.ca_file == next.ca_file
+}
+
+fn check_spec(spec: &IntegrationSpec, rules: &InstanceRules) -> Result<(), ActError> {
+    check_host(&spec.instance, rules)?;
+    let visible = spec.client_id.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
+    if spec.client_id.is_empty() || spec.client_id.len() > CLIENT_ID_BYTES_MAX || !visible {
+        return Err(ActError::invalid(
+            "client_id",
+            "it is 1 to 255 visible ASCII characters without a blank",
+        ));
+    }
+    for (name, endpoint) in [
+        ("authorization_endpoint", &spec.authorization_endpoint),
+        ("token_endpoint", &spec.token_endpoint),
+        ("revocation_endpoint", &spec.revocation_endpoint),
+    ] {
+        if let Some(endpoint) = endpoint {
+            check_endpoint(name, endpoint, rules)?;
+        }
+    }
+    if spec.profiles.len() > LIST_MAX {
+        return Err(ActError::invalid("profiles", format!("there are more than {LIST_MAX}")));
+    }
+    for (name, profile) in &spec.profiles {
+        let is_scope = |scope: &String| {
+            !scope.is_empty()
+                && scope.len() <= 255
+                && scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
+        };
+        if profile.scopes.len() > LIST_MAX || !profile.scopes.iter().all(is_scope) {
+            return Err(ActError::invalid(
+                format!("profiles.{name}.scopes"),
+                "each scope is a word of visible ASCII (RFC 6749 §3.3)",
+            ));
+        }
+    }
+    if spec.refresh_token_lifetime.is_some_and(|life| life.is_zero()) {
+        return Err(ActError::invalid("refresh_token_lifetime_s", "it is at least 1"));
+    }
+    Ok(())
+}
+
+fn check_host(instance: &InstanceOrigin, rules: &InstanceRules) -> Result<(), ActError> {
+    if instance.ip().is_some_and(|ip| ip.is_loopback()) && rules.allow_loopback {
+        return Ok(());
+    }
+    if rules.hosts.iter().any(|pattern| host_matches(pattern, instance.host())) {
+        return Ok(());
+    }
+    Err(ActError::Conflict {
+        code: "instance_not_allowed",
+        message: format!("{} is not among the hosts that this bearerd may connect to", instance.host()),
+        fix: "Add it to instances.hosts in the settings, if it is yours.".to_owned(),
+    })
+}
+
+/// `*.` stands for one or more labels; anything else is a whole name.
+fn host_matches(pattern: &str, host: &str) -> bool {
+    let pattern = pattern.to_ascii_lowercase();
+    match pattern.strip_prefix("*.") {
+        Some(parent) => host
+            .strip_suffix(parent)
+            .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.') && !rest.starts_with('.')),
+        None => host == pattern,
+    }
+}
+
+fn check_endpoint(name: &'static str, endpoint: &str, rules: &InstanceRules) -> Result<(), ActError> {
+    let problem = "it is an absolute https URL without a fragment";
+    let url = Url::parse(endpoint).map_err(|_| ActError::invalid(name, problem))?;
+    if url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        return Err(ActError::invalid(name, problem));
+    }
+    let origin = InstanceOrigin::parse(&url.origin().ascii_serialization())
+        .map_err(|fault| ActError::invalid(name, fault.to_string()))?;
+    check_host(&origin, rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P-13: only hosts from the operator's list.
+    #[test]
+    fn host_patterns_match_whole_labels() {
+        for (pattern, host, expected) in [
+            ("*.service-now.com", "dev1.service-now.com", true),
+            ("*.service-now.com", "a.b.service-now.com", true),
+            ("*.Service-Now.com", "dev1.service-now.com", true),
+            ("*.service-now.com", "service-now.com", false),
+            ("*.service-now.com", ".service-now.com", false),
+            ("*.service-now.com", "evilservice-now.com", false),
+            ("*.service-now.com", "dev1.service-now.com.evil.example", false),
+            ("sn.example", "sn.example", true),
+            ("sn.example", "a.sn.example", false),
+        ] {
+            assert_eq!(host_matches(pattern, host), expected, "{pattern} {host}");
+        }
+    }
+}

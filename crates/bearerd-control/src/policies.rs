@@ -1,0 +1,70 @@
+//! Policies: what a caller may do with which connections.
+
+use bearerd_model::{CallerKey, Policy, PolicyId, Rule};
+use bearerd_policy::validate_policy;
+use bearerd_store::Kind;
+
+use crate::{ActError, Control, Page, Revision, Versioned, Written};
+
+/// What an operator says of a policy.
+#[derive(Debug, Clone)]
+pub struct PolicySpec {
+    pub description: String,
+    pub rules: Vec<Rule>,
+}
+
+impl Control {
+    /// Creates or changes a policy. The same content again changes nothing. `expected`: only if it is at that
+    /// revision.
+    ///
+    /// # Errors
+    /// `Invalid` names the rule; `Changed`; `Store`.
+    pub async fn put_policy(
+        &self,
+        id: PolicyId,
+        spec: PolicySpec,
+        expected: Option<Revision>,
+    ) -> Result<Written<Policy>, ActError> {
+        let now = self.clock.now();
+        let stored = self.store.load::<Policy>(id.as_str()).await?;
+        let created_at = stored.as_ref().map_or(now, |stored| stored.record.created_at);
+        let next =
+            Policy { id, description: spec.description, rules: spec.rules, created_at, updated_at: now };
+        validate_policy(&next).map_err(|fault| ActError::invalid("rules", fault.to_string()))?;
+        let same = |old: &Policy| old.description == next.description && old.rules == next.rules;
+        self.put(stored, next.clone(), expected, same).await
+    }
+
+    /// # Errors
+    /// `NotFound`, `Store`.
+    pub async fn policy(&self, id: &PolicyId) -> Result<Versioned<Policy>, ActError> {
+        self.found("policy", id.as_str()).await
+    }
+
+    /// # Errors
+    /// `Store`.
+    pub async fn policies(&self, after: Option<&str>, limit: usize) -> Result<Page<Policy>, ActError> {
+        Ok(self.store.list(after, limit).await?)
+    }
+
+    /// # Errors
+    /// `Conflict` (`in_use`) while a caller key names it; `NotFound`, `Changed`, `Store`.
+    pub async fn delete_policy(&self, id: &PolicyId, expected: Option<Revision>) -> Result<(), ActError> {
+        let stored = self.policy(id).await?;
+        let users: Vec<String> = self
+            .all::<CallerKey>()
+            .await?
+            .into_iter()
+            .filter(|key| key.policies.contains(id))
+            .map(|key| key.id.to_string())
+            .collect();
+        if let Some(first) = users.first() {
+            return Err(ActError::Conflict {
+                code: "in_use",
+                message: format!("policy {id} is named by {} caller key(s), {first} among them", users.len()),
+                fix: "Delete those keys, or give them another policy, first.".to_owned(),
+            });
+        }
+        self.remove::<Policy>(Kind::Policy, id.as_str(), stored.revision, expected).await
+    }
+}

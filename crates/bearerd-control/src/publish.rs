@@ -1,0 +1,176 @@
+//! Spreads changes: reads the change counter every 250 ms and brings what changed into memory. Every act of this
+//! process does the same at once, so that an operator sees an act in force when it returns.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use bearerd_model::{CallerKey, Policy};
+use bearerd_policy::Snapshot;
+use bearerd_store::{ChangeCounter, Changes, Kind, Record, StoreError};
+use tokio::{sync::Mutex, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::Control;
+
+/// How far this process has followed the store.
+#[derive(Debug, Default)]
+pub(crate) struct Spread {
+    followed: Mutex<Option<ChangeCounter>>,
+    store_reachable: AtomicBool,
+    snapshot_loaded: AtomicBool,
+}
+
+/// How the store and this process stand, for `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    pub store_reachable: bool,
+    /// Keys and policies were read at least once.
+    pub snapshot_loaded: bool,
+}
+
+/// How often the change counter is read (product contract §7).
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+/// How often expired records are swept and last uses written.
+const TIDY_EVERY: Duration = Duration::from_mins(1);
+/// Records read at once where all of a kind are.
+pub(crate) const PAGE: usize = 500;
+
+impl Control {
+    pub fn readiness(&self) -> Readiness {
+        Readiness {
+            store_reachable: self.spread.store_reachable.load(Ordering::Relaxed),
+            snapshot_loaded: self.spread.snapshot_loaded.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Brings keys and policies into memory: before the proxy door opens.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn load(&self) -> Result<(), StoreError> {
+        self.follow().await
+    }
+
+    /// Follows the store until `closing` fires: changes every 250 ms, tidying every minute.
+    pub async fn run(&self, closing: CancellationToken) {
+        let mut follow = tokio::time::interval(FOLLOW_EVERY);
+        let mut tidy = tokio::time::interval(TIDY_EVERY);
+        follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = closing.cancelled() => break,
+                _ = follow.tick() => {
+                    let _ = self.follow().await; // logged where it changes
+                }
+                _ = tidy.tick() => self.tidy().await,
+            }
+        }
+        self.write_last_uses().await;
+    }
+
+    /// Takes over what changed since last time.
+    pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+        let mut followed = self.spread.followed.lock().await;
+        let result = self.follow_from(*followed).await;
+        let reachable = result.is_ok();
+        if self.spread.store_reachable.swap(reachable, Ordering::Relaxed) != reachable {
+            match &result {
+                Ok(_) => info!("the store answers"),
+                Err(error) => error!(%error, "the store does not answer: {error}"),
+            }
+        }
+        *followed = Some(result?);
+        Ok(())
+    }
+
+    async fn follow_from(&self, followed: Option<ChangeCounter>) -> Result<ChangeCounter, StoreError> {
+        let asked_at = self.clock.now();
+        let changes = match followed {
+            Some(counter) => self.store.changes(counter).await?,
+            // The counter is read before the records, so that nothing falls between.
+            None => match self.store.changes(ChangeCounter::default()).await? {
+                Changes::Since { counter, .. } | Changes::Missed { counter } => Changes::Missed { counter },
+            },
+        };
+        match changes {
+            Changes::Since { counter, keys } => {
+                self.tokens.apply(&keys).await?;
+                if keys.iter().any(|key| matches!(key.kind, Kind::CallerKey | Kind::Policy)) {
+                    self.publish_snapshot().await?;
+                } else {
+                    self.snapshot.confirm(asked_at);
+                }
+                Ok(counter)
+            }
+            Changes::Missed { counter } => {
+                self.tokens.apply_all().await?;
+                self.publish_snapshot().await?;
+                Ok(counter)
+            }
+        }
+    }
+
+    async fn publish_snapshot(&self) -> Result<(), StoreError> {
+        let asked_at = self.clock.now();
+        let keys = self.all::<CallerKey>().await?;
+        let policies = self.all::<Policy>().await?;
+        let snapshot = Snapshot::compile(keys, policies, self.hashes.caller_key.clone());
+        self.snapshot.publish(snapshot, asked_at);
+        self.spread.snapshot_loaded.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Every record of a kind that can be read.
+    pub(crate) async fn all<R: Record>(&self) -> Result<Vec<R>, StoreError> {
+        let (mut records, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.list::<R>(after.as_deref(), PAGE).await?;
+            for damaged in &page.damaged {
+                error!(record = %damaged, "{damaged} cannot be read and is left out");
+            }
+            records.extend(page.records.into_iter().map(|versioned| versioned.record));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(records),
+            }
+        }
+    }
+
+    /// Puts an act of this process in force here at once; other processes follow within 250 ms.
+    pub(crate) async fn in_force(&self, kind: Kind, id: &str) {
+        if let Err(error) = self.follow().await {
+            warn!(%error, "a change to {} {id} is stored; this process follows when the store answers", kind.name());
+        }
+    }
+
+    async fn tidy(&self) {
+        if let Err(error) = self.store.sweep(self.clock.now()).await {
+            warn!(%error, "expired records were not swept");
+        }
+        self.write_last_uses().await;
+    }
+
+    /// Writes when each key was last used: at most once a minute, and once at the end.
+    async fn write_last_uses(&self) {
+        for (id, used_at) in self.snapshot.load().drain_last_used() {
+            let result = self
+                .store
+                .update::<CallerKey, ()>(id.as_str(), |key| {
+                    if key.last_used_at >= Some(used_at) {
+                        return Err(());
+                    }
+                    key.last_used_at = Some(used_at);
+                    Ok(())
+                })
+                .await;
+            if let Err(bearerd_store::UpdateError::Store(error)) = result {
+                warn!(%error, "the last use of caller key {id} was not written");
+                return;
+            }
+        }
+    }
+}

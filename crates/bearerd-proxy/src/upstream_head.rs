@@ -1,0 +1,275 @@
+//! What goes to the instance: rebuilt from parsed parts (P-03). Headers are passed on unless they are one hop's, a
+//! credential, a cookie, or say something about a session, a forwarding or another method; the bearer is added to
+//! what is left, so that nothing the caller sends can touch it (P-06, P-07).
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
+
+use crate::{
+    error::Fault,
+    route::{Route, Target},
+};
+
+/// `/api/now[/v1|/v2]/table/{table}[/{sys_id}][?query]`, with the query's bytes as sent (P-12).
+pub(crate) fn target(route: &Route<'_>, query: Option<&str>) -> PathAndQuery {
+    let Target::Table { table, sys_id } = route.target else {
+        unreachable!("a closed family is refused before anything is built for it")
+    };
+    let parts = [
+        "/api/now",
+        if route.version.is_some() { "/" } else { "" },
+        route.version.unwrap_or_default(),
+        "/table/",
+        table,
+        if sys_id.is_some() { "/" } else { "" },
+        sys_id.unwrap_or_default(),
+        if query.is_some() { "?" } else { "" },
+        query.unwrap_or_default(),
+    ];
+    let mut text = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        text.put_slice(part.as_bytes());
+    }
+    PathAndQuery::from_maybe_shared(text.freeze()).expect("a grammar's segments and a query that was parsed before")
+}
+
+/// Refuses parameters that authenticate at the instance: they would stand beside the bearer.
+pub(crate) fn check_query(query: Option<&str>) -> Result<(), Fault> {
+    let names = query.unwrap_or_default().split(['&', ';']);
+    for name in names.map(|pair| pair.split('=').next().unwrap_or_default()) {
+        if AUTHENTICATING_PARAMETERS.iter().any(|refused| decodes_to(name.as_bytes(), refused.as_bytes())) {
+            return Err(Fault::malformed("The query holds a parameter that authenticates at the instance."));
+        }
+    }
+    Ok(())
+}
+
+/// The caller's headers, minus what must not pass, plus ours. `content_length`: the body's framing is decided by its
+/// sender, except that an empty body of a write says so.
+pub(crate) fn headers(
+    sent: HeaderMap,
+    host: &HeaderValue,
+    bearer: &HeaderValue,
+    empty_write: bool,
+) -> HeaderMap {
+    let listed = ConnectionListed::of(&sent);
+    let traced = is_traceparent(&sent);
+    let mut headers = HeaderMap::with_capacity(sent.len() + 3);
+    headers.insert(header::HOST, host.clone());
+    let mut last: Option<HeaderName> = None;
+    for (name, value) in sent {
+        // Further values of one name come without it.
+        if name.is_some() {
+            last = name;
+        }
+        let Some(name) = &last else { continue };
+        let traces = traced || !matches!(name.as_str(), "traceparent" | "tracestate");
+        if passes(name.as_str()) && traces && !listed.holds(name.as_str()) {
+            headers.append(name, value);
+        }
+    }
+    if empty_write {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    headers.insert(header::AUTHORIZATION, bearer.clone());
+    headers
+}
+
+/// Names that `Connection` lists (RFC 9110 §7.6.1). Almost always none.
+pub(crate) struct ConnectionListed(Vec<Bytes>);
+
+impl ConnectionListed {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(header::CONNECTION).iter();
+        let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+        let listed = |name: &&[u8]| {
+            !name.is_empty() && !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive")
+        };
+        Self(names.filter(listed).map(Bytes::copy_from_slice).collect())
+    }
+
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
+/// Names are in lower case.
+fn passes(name: &str) -> bool {
+    let refused_by_prefix = match name.as_bytes() {
+        [b'x', b'-', ..] => FORWARDING_PREFIXES.iter().any(|prefix| name.starts_with(prefix)),
+        [b's', b'e', b'c', b'-', ..] => true,
+        [b'p', b'r', b'o', b'x', b'y', b'-', ..] => true,
+        [b'a', b'c', b'c', b'e', b's', b's', b'-', ..] => true,
+        _ => false,
+    };
+    let refused = matches!(
+        name,
+        // Ours, rebuilt.
+        "host" | "content-length" | "transfer-encoding" | "expect" | "connection-id" | "x-request-id"
+            // One hop's (RFC 9110 §7.6.1).
+            | "connection" | "keep-alive" | "te" | "trailer" | "upgrade" | "http2-settings"
+            // Credentials and sessions.
+            | "authorization" | "x-api-key" | "x-sn-apikey" | "cookie" | "cookie2" | "x-usertoken"
+            | "x-wantsessiondebugmessages" | "origin"
+            // Another method, path or host than the one that was judged.
+            | "x-http-method-override" | "x-http-method" | "x-method-override" | "x-rewrite-url" | "x-host"
+            // Who forwarded what.
+            | "forwarded" | "via" | "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "true-client-ip"
+            | "client-ip" | "cf-connecting-ip" | "front-end-https" | "max-forwards"
+    );
+    !refused && !refused_by_prefix
+}
+
+/// `00-{32 hex}-{16 hex}-{2 hex}` (W3C Trace Context §3.2.2), exactly one.
+fn is_traceparent(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all("traceparent").iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let mut parts = value.as_bytes().split(|byte| *byte == b'-');
+    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let mut part = |len: usize| {
+        parts.next().is_some_and(|part| part.len() == len && part.iter().all(hex))
+    };
+    value.as_bytes().starts_with(b"00-") && part(2) && part(32) && part(16) && part(2) && parts.next().is_none()
+}
+
+/// Compares a parameter's name as a server would read it: percent-decoded, in any case.
+fn decodes_to(mut name: &[u8], expected: &[u8]) -> bool {
+    for want in expected {
+        let byte = match name {
+            [b'%', high, low, rest @ ..] => {
+                let (Some(high), Some(low)) = (hex(*high), hex(*low)) else { return false };
+                name = rest;
+                high << 4 | low
+            }
+            [byte, rest @ ..] => {
+                name = rest;
+                *byte
+            }
+            [] => return false,
+        };
+        if !byte.eq_ignore_ascii_case(want) {
+            return false;
+        }
+    }
+    name.is_empty()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// `access_token` (RFC 6750 §2.3); the query forms of the API key and of the session's CSRF token.
+const AUTHENTICATING_PARAMETERS: [&str; 4] = ["access_token", "x-sn-apikey", "sysparm_ck", "x-usertoken"];
+const FORWARDING_PREFIXES: [&str; 4] = ["x-forwarded", "x-original-", "x-envoy-", "x-proxy"];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rebuilt(sent: &[(&str, &str)]) -> HeaderMap {
+        let sent: HeaderMap = sent
+            .iter()
+            .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
+            .collect();
+        let host = HeaderValue::from_static("dev1.service-now.com");
+        headers(sent, &host, &HeaderValue::from_static("Bearer ours"), false)
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// P-06, P-07: nothing of the caller's stands beside the bearer, and the bearer cannot be removed.
+    #[test]
+    fn only_harmless_headers_pass() {
+        let dropped = [
+            "authorization", "proxy-authorization", "proxy-connection", "proxy-anything", "x-api-key", "x-sn-apikey",
+            "x-usertoken", "cookie", "cookie2", "connection", "keep-alive", "te", "trailer", "transfer-encoding",
+            "upgrade", "http2-settings", "expect", "host", "content-length", "forwarded", "via", "x-forwarded",
+            "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-real-ip", "x-client-ip",
+            "x-original-url", "x-original-host", "x-rewrite-url", "x-host", "x-envoy-original-path", "true-client-ip",
+            "cf-connecting-ip", "x-http-method-override", "x-http-method", "x-method-override",
+            "x-wantsessiondebugmessages", "sec-fetch-site", "sec-ch-ua", "sec-websocket-key", "origin",
+            "access-control-request-method", "connection-id", "x-request-id", "max-forwards", "front-end-https",
+        ];
+        let sent: Vec<_> = dropped.iter().map(|name| (*name, "evil")).collect();
+        let headers = rebuilt(&sent);
+        assert_eq!(names(&headers), ["authorization", "host"]);
+        assert_eq!(headers["authorization"], "Bearer ours");
+        assert_eq!(headers["host"], "dev1.service-now.com");
+
+        let kept = [
+            "accept", "accept-encoding", "accept-language", "content-type", "if-none-match", "range", "user-agent",
+            "x-no-response-body", "x-custom", "content-encoding",
+        ];
+        let sent: Vec<_> = kept.iter().map(|name| (*name, "v")).collect();
+        let headers = rebuilt(&sent);
+        assert!(kept.iter().all(|name| headers[*name] == "v"), "{headers:?}");
+        assert_eq!(headers.len(), kept.len() + 2);
+    }
+
+    /// P-06: what `Connection` lists is dropped, before the bearer is added.
+    #[test]
+    fn connection_cannot_remove_what_is_ours() {
+        let headers = rebuilt(&[
+            ("connection", "Authorization, X-Drop ,close"),
+            ("connection", "host,,x-too"),
+            ("authorization", "Bearer theirs"),
+            ("x-drop", "1"),
+            ("x-too", "1"),
+            ("x-too", "2"),
+            ("x-keep", "1"),
+            ("x-keep", "2"),
+        ]);
+        assert_eq!(names(&headers), ["authorization", "host", "x-keep"]);
+        assert_eq!(headers["authorization"], "Bearer ours");
+        assert_eq!(headers.get_all("x-keep").iter().collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    /// P-23.
+    #[test]
+    fn a_trace_passes_only_if_it_is_one() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let headers = rebuilt(&[("traceparent", good), ("tracestate", "a=b")]);
+        assert_eq!((&headers["traceparent"], &headers["tracestate"]), (&good.parse().unwrap(), &"a=b".parse().unwrap()));
+        for bad in ["", "00", &good[1..], &good[..54], &format!("{good}-x"), &good.to_uppercase(), "01-a-b-c"] {
+            assert_eq!(names(&rebuilt(&[("traceparent", bad), ("tracestate", "a=b")])), ["authorization", "host"]);
+        }
+        assert_eq!(names(&rebuilt(&[("traceparent", good), ("traceparent", good)])), ["authorization", "host"]);
+    }
+
+    #[test]
+    fn a_query_does_not_authenticate() {
+        for query in [None, Some(""), Some("sysparm_query=access_token=1"), Some("a=access_token"), Some("access_token2=x")]
+        {
+            assert!(check_query(query).is_ok(), "{query:?}");
+        }
+        for query in [
+            "access_token=x", "access_token", "a=b&access_token=", "Access_Token=x", "%61ccess_token=x",
+            "access%5Ftoken=x", "%41%43%43%45%53%53%5f%54%4f%4b%45%4e=x", "x-sn-apikey=x", "a&sysparm_ck=1", "a;sysparm_ck=1",
+            "X-UserToken=x",
+        ] {
+            assert!(check_query(Some(query)).is_err(), "{query}");
+        }
+    }
+
+    proptest! {
+        /// P-12: the query reaches the instance byte for byte, whatever it means.
+        #[test]
+        fn the_query_keeps_its_bytes(query in "[!$-;=?-_a-z|~]{0,80}", table in "[a-z_]{1,20}", id in proptest::option::of("[a-f0-9]{32}")) {
+            let sent = format!("/api/now/v2/table/{table}{}?{query}", id.iter().map(|id| format!("/{id}")).collect::<String>());
+            let sent: PathAndQuery = sent.parse().unwrap();
+            let route = Route::parse(sent.path()).unwrap();
+            prop_assert_eq!(target(&route, sent.query()).as_str(), sent.as_str());
+        }
+
+        #[test]
+        fn any_query_can_be_judged(query in "\\PC{0,60}") {
+            let _ = check_query(Some(&query));
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What the calls of a backend do to the tables of the file, within one transaction.
+
+use bearerd_crypto::Sealed;
+use bearerd_model::UnixTime;
+use bearerd_store::{CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoredRecord};
+use redb::{
+    ReadOnlyTable, ReadTransaction, ReadableTable, StorageError, Table, TableDefinition, TableError,
+    WriteTransaction,
+};
+
+type Key = (&'static str, &'static str);
+type Value = (u64, Option<u64>, &'static [u8]);
+
+const RECORDS: TableDefinition<'_, Key, Value> = TableDefinition::new("records");
+const EXPIRIES: TableDefinition<'_, (u64, &str, &str), ()> = TableDefinition::new("expiries");
+const CHANGES: TableDefinition<'_, u64, Key> = TableDefinition::new("changes");
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+
+const FORMAT: &str = "format";
+const REVISION: &str = "revision";
+const CHANGE: &str = "changes";
+
+/// Version of the tables' layout.
+pub(crate) const FORMAT_VERSION: u64 = 1;
+
+/// The tables as of one moment.
+pub(crate) struct ReadTables {
+    records: ReadOnlyTable<Key, Value>,
+    changes: ReadOnlyTable<u64, Key>,
+    counters: ReadOnlyTable<&'static str, u64>,
+}
+
+/// The tables as a transaction changes them.
+pub(crate) struct WriteTables<'txn> {
+    records: Table<'txn, Key, Value>,
+    expiries: Table<'txn, (u64, &'static str, &'static str), ()>,
+    changes: Table<'txn, u64, Key>,
+    counters: Table<'txn, &'static str, u64>,
+    changed: bool,
+}
+
+/// A record as it stands.
+struct Found {
+    revision: Revision,
+    expires_at: Option<u64>,
+    value: Sealed,
+}
+
+impl ReadTables {
+    pub(crate) fn open(transaction: &ReadTransaction) -> Result<Self, TableError> {
+        Ok(Self {
+            records: transaction.open_table(RECORDS)?,
+            changes: transaction.open_table(CHANGES)?,
+            counters: transaction.open_table(COUNTERS)?,
+        })
+    }
+
+    pub(crate) fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, redb::Error> {
+        let found = find(&self.records, key)?;
+        Ok(found.map(|found| (found.revision, found.value)))
+    }
+
+    pub(crate) fn list(
+        &self,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<StoredRecord>, redb::Error> {
+        let mut page = Vec::new();
+        for entry in self.records.range((kind.name(), after.unwrap_or_default())..)? {
+            if page.len() == limit {
+                break;
+            }
+            let (key, value) = entry?;
+            let (kind_name, id) = key.value();
+            if kind_name != kind.name() {
+                break;
+            }
+            if after == Some(id) {
+                continue;
+            }
+            let (revision, _, value) = value.value();
+            page.push(StoredRecord {
+                id: id.to_owned(),
+                revision: Revision(revision),
+                value: Sealed::from_bytes(value.to_vec()),
+            });
+        }
+        Ok(page)
+    }
+
+    pub(crate) fn changes(&self, after: ChangeCounter) -> Result<Changes, redb::Error> {
+        let counter = ChangeCounter(self.counters.get(CHANGE)?.map_or(0, |last| last.value()));
+        let oldest = self.changes.first()?.map_or(counter.0, |(at, _)| at.value() - 1);
+        if after > counter || after.0 < oldest {
+            return Ok(Changes::Missed { counter });
+        }
+        let mut keys = Vec::new();
+        if after < counter {
+            for entry in self.changes.range(after.0 + 1..)? {
+                let (_, key) = entry?;
+                let (kind, id) = key.value();
+                keys.extend(Kind::from_name(kind).map(|kind| RecordKey::new(kind, id)));
+            }
+        }
+        Ok(Changes::since(counter, keys))
+    }
+}
+
+impl<'txn> WriteTables<'txn> {
+    /// Opens the tables, making those that are not there.
+    pub(crate) fn open(transaction: &'txn WriteTransaction) -> Result<Self, TableError> {
+        Ok(Self {
+            records: transaction.open_table(RECORDS)?,
+            expiries: transaction.open_table(EXPIRIES)?,
+            changes: transaction.open_table(CHANGES)?,
+            counters: transaction.open_table(COUNTERS)?,
+            changed: false,
+        })
+    }
+
+    /// Whether there is anything to commit.
+    pub(crate) fn changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The layout's version; a new file gets the newest.
+    pub(crate) fn format(&mut self) -> Result<u64, StorageError> {
+        if let Some(format) = self.counters.get(FORMAT)? {
+            return Ok(format.value());
+        }
+        self.changed = true;
+        self.counters.insert(FORMAT, FORMAT_VERSION)?;
+        Ok(FORMAT_VERSION)
+    }
+
+    pub(crate) fn create(
+        &mut self,
+        key: &RecordKey,
+        value: &Sealed,
+        expires_at: Option<UnixTime>,
+    ) -> Result<Option<Revision>, StorageError> {
+        if find(&self.records, key)?.is_some() {
+            return Ok(None);
+        }
+        let expires_at = expires_at.map(UnixTime::as_millis);
+        if let Some(at) = expires_at {
+            self.expiries.insert((at, key.kind.name(), key.id.as_str()), ())?;
+        }
+        self.put(key, value, expires_at).map(Some)
+    }
+
+    pub(crate) fn replace(
+        &mut self,
+        key: &RecordKey,
+        expected: Revision,
+        next: &Sealed,
+    ) -> Result<Option<Revision>, StorageError> {
+        match find(&self.records, key)? {
+            Some(found) if found.revision == expected => self.put(key, next, found.expires_at).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn delete(&mut self, key: &RecordKey, expected: Revision) -> Result<bool, StorageError> {
+        match find(&self.records, key)? {
+            Some(found) if found.revision == expected => {
+                self.remove(key, found.expires_at)?;
+                self.log_change(key)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    pub(crate) fn take(&mut self, key: &RecordKey) -> Result<Option<Sealed>, StorageError> {
+        let Some(found) = find(&self.records, key)? else { return Ok(None) };
+        self.remove(key, found.expires_at)?;
+        self.log_change(key)?;
+        Ok(Some(found.value))
+    }
+
+    /// Forgets up to `limit` records that expired by `now`; says how many.
+    pub(crate) fn sweep(&mut self, now: UnixTime, limit: usize) -> Result<usize, StorageError> {
+        let mut due = Vec::new();
+        for entry in self.expiries.iter()?.take(limit) {
+            let (key, _) = entry?;
+            let (at, kind, id) = key.value();
+            if at > now.as_millis() {
+                break;
+            }
+            due.push((at, kind.to_owned(), id.to_owned()));
+        }
+        for (at, kind, id) in &due {
+            self.changed = true;
+            self.records.remove((kind.as_str(), id.as_str()))?;
+            self.expiries.remove((*at, kind.as_str(), id.as_str()))?;
+        }
+        Ok(due.len())
+    }
+
+    fn put(
+        &mut self,
+        key: &RecordKey,
+        value: &Sealed,
+        expires_at: Option<u64>,
+    ) -> Result<Revision, StorageError> {
+        self.changed = true;
+        let revision = self.count(REVISION)?;
+        self.records.insert((key.kind.name(), key.id.as_str()), (revision, expires_at, value.as_bytes()))?;
+        self.log_change(key)?;
+        Ok(Revision(revision))
+    }
+
+    fn remove(&mut self, key: &RecordKey, expires_at: Option<u64>) -> Result<(), StorageError> {
+        self.changed = true;
+        self.records.remove((key.kind.name(), key.id.as_str()))?;
+        if let Some(at) = expires_at {
+            self.expiries.remove((at, key.kind.name(), key.id.as_str()))?;
+        }
+        Ok(())
+    }
+
+    fn log_change(&mut self, key: &RecordKey) -> Result<(), StorageError> {
+        if !key.kind.is_watched() {
+            return Ok(());
+        }
+        let counter = self.count(CHANGE)?;
+        self.changes.insert(counter, (key.kind.name(), key.id.as_str()))?;
+        if let Some(overrun) = counter.checked_sub(CHANGES_KEPT_MAX as u64) {
+            self.changes.remove(overrun)?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, counter: &'static str) -> Result<u64, StorageError> {
+        let next = self.counters.get(counter)?.map_or(0, |last| last.value()) + 1;
+        self.counters.insert(counter, next)?;
+        Ok(next)
+    }
+}
+
+fn find(records: &impl ReadableTable<Key, Value>, key: &RecordKey) -> Result<Option<Found>, StorageError> {
+    let found = records.get((key.kind.name(), key.id.as_str()))?;
+    Ok(found.map(|found| {
+        let (revision, expires_at, value) = found.value();
+        Found { revision: Revision(revision), expires_at, value: Sealed::from_bytes(value.to_vec()) }
+    }))
+}

@@ -1,0 +1,285 @@
+//! The embedded backend against real files: the contract, restarts, kill -9, and what an operator may do to a file.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use bearerd_crypto::{KeyRing, Sealed};
+use bearerd_model::{Connection, UnixTime};
+use bearerd_store::{
+    Backend, ChangeCounter, Changes, Kind, OpenStoreError, RecordKey, Store, StoreError,
+    contract::{self, CANARY, canary_connection, canary_integration},
+};
+use bearerd_store_embedded::{EmbeddedBackend, OpenEmbeddedError};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let count = std::sync::atomic::AtomicU32::new(0);
+    contract::check(async || {
+        let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Arc::new(open(&folder.path().join(number.to_string())).await) as Arc<dyn Backend>
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let (kept, gone) = (key("kept"), key("gone"));
+    let link = RecordKey::new(Kind::ConnectLink, "link");
+
+    let backend = open(&path).await;
+    let first = backend.create(&kept, sealed("1"), None).await.unwrap().unwrap();
+    let current = backend.replace(&kept, first, sealed("2")).await.unwrap().unwrap();
+    let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
+    let highest = backend.create(&gone, sealed("3"), None).await.unwrap().unwrap();
+    assert!(backend.delete(&gone, highest).await.unwrap());
+    backend.create(&link, sealed("4"), Some(UnixTime::from_secs(10))).await.unwrap();
+    drop(backend);
+
+    let backend = open(&path).await;
+    assert_eq!(backend.load(&kept).await.unwrap(), Some((current, sealed("2"))));
+    let Changes::Since { keys, .. } = backend.changes(counter).await.unwrap() else {
+        panic!("the log is kept")
+    };
+    assert_eq!(keys, std::slice::from_ref(&gone));
+    let Changes::Since { keys, .. } = backend.changes(ChangeCounter(0)).await.unwrap() else {
+        panic!("the log is kept")
+    };
+    assert_eq!(keys, [kept, gone.clone()]);
+    let again = backend.create(&gone, sealed("5"), None).await.unwrap().unwrap();
+    assert!(again > highest, "a revision is not given twice, not even across a restart");
+    assert_eq!(backend.sweep(UnixTime::from_secs(10)).await.unwrap(), 1);
+}
+
+/// Every write that was acknowledged is there after kill -9, the file opens without repair by hand, and what was
+/// under way is whole or absent (I-1, I-12).
+#[tokio::test]
+async fn acknowledged_writes_survive_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let mut acknowledged = 0;
+    for round in 1..=5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
+            .env(CHILD_FILE, &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            // libtest writes "test … ..." in front of the first line.
+            let Some((_, number)) = line.rsplit_once(ACKNOWLEDGED) else { continue };
+            acknowledged = number.parse().unwrap();
+            if acknowledged >= round * 40 {
+                break;
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(acknowledged >= round * 40, "the child wrote no further than {acknowledged}");
+
+        let backend = open(&path).await;
+        let found = backend.list(Kind::Connection, None, 10_000).await.unwrap();
+        for number in 1..=acknowledged {
+            let record = found.iter().find(|record| record.id == format!("{number:06}"));
+            let record = record.unwrap_or_else(|| panic!("write {number} was acknowledged and is gone"));
+            assert_eq!(record.value, numbered(number));
+        }
+        for record in &found {
+            assert_eq!(record.value, numbered(record.id.parse().unwrap()), "{} is torn", record.id);
+        }
+        acknowledged = found.len(); // the last one may have been written and not acknowledged
+    }
+}
+
+/// Not a test by itself: the process that `acknowledged_writes_survive_kill_9` kills.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "how the killing test tells its child where the file is")]
+async fn child_that_writes_until_it_is_killed() {
+    let Some(path) = std::env::var_os(CHILD_FILE) else { return };
+    let backend = open(Path::new(&path)).await;
+    let written = backend.list(Kind::Connection, None, 10_000).await.unwrap().len();
+    for number in written + 1.. {
+        backend.create(&key(&format!("{number:06}")), numbered(number), None).await.unwrap().unwrap();
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{ACKNOWLEDGED}{number}").unwrap();
+        stdout.flush().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn only_the_owner_reads_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    drop(open(&path).await);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+
+    let holder = open(&path).await;
+    holder.create(&key("a"), Sealed::from_bytes(vec![7; 500_000]), None).await.unwrap();
+    let error = EmbeddedBackend::open(&path).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::InUse { .. }), "{error}");
+    drop(holder);
+
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 3]).unwrap();
+    let error = EmbeddedBackend::open(&path).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::Damaged { .. }), "{error}");
+
+    let error = EmbeddedBackend::open(&folder.path().join("missing/store")).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::FolderMissing { .. }), "{error}");
+    let error = EmbeddedBackend::open(folder.path()).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::Io { .. }), "{error}");
+
+    let text = folder.path().join("notes.txt");
+    fs::write(&text, "not a store").unwrap();
+    let error = EmbeddedBackend::open(&text).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::NotAStore { .. }), "{error}");
+    assert_eq!(fs::read(&text).unwrap(), b"not a store", "it was left as it is");
+
+    let others = folder.path().join("others");
+    let transaction = redb::Database::create(&others).unwrap().begin_write().unwrap();
+    transaction.open_table(redb::TableDefinition::<u64, u64>::new("theirs")).unwrap().insert(1, 1).unwrap();
+    transaction.commit().unwrap();
+    let error = EmbeddedBackend::open(&others).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::NotAStore { .. }), "{error}");
+}
+
+/// Writing over the same records again and again does not make the file grow for ever.
+#[tokio::test]
+async fn the_file_stays_as_large_as_its_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let backend = Arc::new(open(&path).await);
+    let rewrite = async |rounds: usize| {
+        let writers: tokio::task::JoinSet<()> = (0..50)
+            .map(|writer| {
+                let backend = Arc::clone(&backend);
+                async move {
+                    let key = key(&format!("{writer}"));
+                    for _ in 0..rounds {
+                        let value = Sealed::from_bytes(vec![7; 2_000]);
+                        match backend.load(&key).await.unwrap() {
+                            Some((revision, _)) => backend.replace(&key, revision, value).await.unwrap(),
+                            None => backend.create(&key, value, None).await.unwrap(),
+                        };
+                    }
+                }
+            })
+            .collect();
+        writers.join_all().await;
+        fs::metadata(&path).unwrap().len()
+    };
+    let early = rewrite(100).await; // the change log is full: 5 000 changes
+    let late = rewrite(100).await;
+    assert!(late <= early * 3 / 2, "{early} bytes grew to {late}");
+}
+
+/// S-08, I-9: nothing that was sealed can be read in the file. S-07: another master key does not open it, and
+/// changes nothing.
+#[tokio::test]
+async fn the_file_shows_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+    let backend = Arc::new(open(&path).await);
+    let store = Store::open(Arc::clone(&backend) as Arc<dyn Backend>, ring).await.unwrap();
+    let root = store.root().expose().to_vec();
+    let revision = store.create(&canary_connection("hr")).await.unwrap().unwrap();
+    store.replace(revision, &canary_connection("hr")).await.unwrap().unwrap();
+    store.create(&canary_integration()).await.unwrap().unwrap();
+    let before = backend.list(Kind::Connection, None, 10).await.unwrap();
+    drop(store);
+
+    let other = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+    let error = Store::open(Arc::clone(&backend) as Arc<dyn Backend>, other).await.unwrap_err();
+    assert!(matches!(error, OpenStoreError::WrongMasterKey(_)), "{error}");
+    assert_eq!(backend.list(Kind::Connection, None, 10).await.unwrap(), before);
+    drop(backend);
+
+    let file = fs::read(&path).unwrap();
+    for secret in [CANARY.as_bytes(), &root] {
+        assert!(!contains(&file, secret), "a secret stands in the file");
+    }
+}
+
+/// S-04: a byte of a stored record that was flipped on disk is noticed, and the other records are served.
+/// S-03: so is a record that was put in another's place.
+#[tokio::test]
+async fn a_flipped_byte_costs_one_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+    let backend = Arc::new(open(&path).await);
+    let store = Store::open(Arc::clone(&backend) as Arc<dyn Backend>, Arc::clone(&ring)).await.unwrap();
+    for id in ["fin", "hr", "it"] {
+        store.create(&canary_connection(id)).await.unwrap().unwrap();
+    }
+    let (it, moved) = backend.load(&key("it")).await.unwrap().unwrap();
+    let (_, hr) = backend.load(&key("hr")).await.unwrap().unwrap();
+    drop((store, backend));
+
+    let mut file = fs::read(&path).unwrap();
+    let at: Vec<usize> =
+        (0..file.len() - hr.as_bytes().len()).filter(|at| file[*at..].starts_with(hr.as_bytes())).collect();
+    assert!(!at.is_empty(), "the record stands in the file");
+    for at in at {
+        file[at + hr.as_bytes().len() / 2] ^= 1;
+    }
+    fs::write(&path, file).unwrap();
+
+    let backend = Arc::new(open(&path).await);
+    let store = Store::open(Arc::clone(&backend) as Arc<dyn Backend>, ring).await.unwrap();
+    let error = store.load::<Connection>("hr").await.unwrap_err();
+    assert!(matches!(&error, StoreError::Damaged { key, .. } if key.id == "hr"), "{error}");
+    let page = store.list::<Connection>(None, 10).await.unwrap();
+    assert_eq!(page.damaged, [key("hr")]);
+    let ids: Vec<&str> = page.records.iter().map(|entry| entry.record.id.as_str()).collect();
+    assert_eq!(ids, ["fin", "it"]);
+
+    let (fin, _) = backend.load(&key("fin")).await.unwrap().unwrap();
+    backend.replace(&key("fin"), fin, moved).await.unwrap().unwrap();
+    assert!(matches!(store.load::<Connection>("fin").await, Err(StoreError::Damaged { .. })));
+    assert!(store.load::<Connection>("it").await.unwrap().is_some_and(|found| found.revision == it));
+}
+
+async fn open(path: &Path) -> EmbeddedBackend {
+    EmbeddedBackend::open(path).await.unwrap()
+}
+
+fn key(id: &str) -> RecordKey {
+    RecordKey::new(Kind::Connection, id)
+}
+
+fn sealed(text: &str) -> Sealed {
+    Sealed::from_bytes(text.as_bytes().to_vec())
+}
+
+/// Large enough to span pages.
+fn numbered(number: usize) -> Sealed {
+    Sealed::from_bytes(number.to_be_bytes().repeat(1_000))
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Tells the child its file.
+const CHILD_FILE: &str = "BEARERD_TEST_CHILD_STORE_FILE";
+/// Begins each line in which the child acknowledges a write.
+const ACKNOWLEDGED: &str = "acknowledged ";

@@ -1,0 +1,232 @@
+//! The two calls the engine makes at an instance: the token endpoint, and the consenting user's own record.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bearerd_model::{AccessToken, Clock, InstanceOrigin, InstanceUser, Integration};
+use bearerd_net::{Connector, EgressError, FetchError, FetchLimits, Fetched, fetch};
+use bearerd_oauth::{Client, TokenEndpointError, TokenRequest, parse_token_response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http_body_util::Full;
+
+use crate::Obtained;
+
+/// Why a token call brought no token response.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TokenCallError {
+    #[error(transparent)]
+    Endpoint(#[from] TokenEndpointError),
+    /// The server saw nothing.
+    #[error("the instance cannot be reached: {reason}")]
+    NotSent { reason: String },
+    /// The server may have done what was asked, and its answer is lost.
+    #[error("the token endpoint gave no usable reply: {reason}")]
+    NoReply { reason: String },
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
+/// Why the user's record was not read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UserCallError {
+    #[error("the instance refused the access token (401)")]
+    TokenRefused,
+    #[error("the user may not read its own sys_user record (403)")]
+    Forbidden,
+    #[error("the instance answered a web page: it is asleep, in maintenance, or behind a login")]
+    Asleep,
+    #[error("the instance answered status {0}")]
+    Status(u16),
+    #[error("the answer holds no user")]
+    NoUser,
+    #[error("the instance cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+/// Largest token response (O-35).
+const TOKEN_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Largest answer to the user call: four fields of one record.
+const USER_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Connectors by CA file, each built once.
+#[derive(Debug)]
+pub(crate) struct Connectors {
+    base: Connector,
+    by_ca_file: Mutex<HashMap<PathBuf, Connector>>,
+}
+
+impl Connectors {
+    pub(crate) fn new(base: Connector) -> Self {
+        Self { base, by_ca_file: Mutex::default() }
+    }
+
+    /// # Errors
+    /// The CA file cannot be read.
+    pub(crate) fn for_integration(&self, integration: &Integration) -> Result<Connector, EgressError> {
+        let Some(path) = integration.ca_file.as_ref().map(PathBuf::from) else {
+            return Ok(self.base.clone());
+        };
+        let mut known = self.by_ca_file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connector) = known.get(&path) {
+            return Ok(connector.clone());
+        }
+        let connector = self.base.with_ca_file(&path)?;
+        known.insert(path, connector.clone());
+        Ok(connector)
+    }
+}
+
+/// Posts a token request and judges the answer.
+pub(crate) async fn call_token_endpoint(
+    connectors: &Connectors,
+    clock: &Arc<dyn Clock>,
+    integration: &Integration,
+    request: TokenRequest<'_>,
+    timeout: Duration,
+) -> Result<Obtained, TokenCallError> {
+    let misconfigured = |text: String| TokenCallError::Misconfigured(text);
+    let connector =
+        connectors.for_integration(integration).map_err(|error| misconfigured(error.to_string()))?;
+    let (origin, path) = split_endpoint(&integration.endpoints.token)
+        .ok_or_else(|| misconfigured("the token endpoint is not an absolute https URL".to_owned()))?;
+    let client = Client {
+        id: &integration.client_id,
+        secret: integration.client_secret.as_ref(),
+        auth: integration.token_endpoint_auth,
+    };
+    let encoded = request.encode(client);
+    let mut builder = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .header(header::ACCEPT, "application/json");
+    if let Some(authorization) = &encoded.authorization {
+        let mut value = HeaderValue::from_str(authorization)
+            .map_err(|_| misconfigured("client id or secret does not fit a header".to_owned()))?;
+        value.set_sensitive(true);
+        builder = builder.header(header::AUTHORIZATION, value);
+    }
+    let request = builder
+        .body(Full::new(Bytes::copy_from_slice(encoded.body.as_bytes())))
+        .map_err(|_| misconfigured("the token endpoint's path is not a request target".to_owned()))?;
+    let sent_at = clock.now();
+    let limits =
+        FetchLimits { total: timeout, body_bytes_max: TOKEN_BODY_BYTES_MAX, ..FetchLimits::default() };
+    let fetched = fetch(&connector, &origin, request, limits).await.map_err(|error| call_error(&error))?;
+    let response = parse_token_response(
+        fetched.status.as_u16(),
+        text_header(&fetched.headers, &header::CONTENT_TYPE),
+        retry_after(&fetched.headers),
+        &fetched.body,
+    )?;
+    Ok(Obtained { response, sent_at })
+}
+
+fn call_error(error: &FetchError) -> TokenCallError {
+    let reason = error.to_string();
+    if error.was_sent() { TokenCallError::NoReply { reason } } else { TokenCallError::NotSent { reason } }
+}
+
+/// Reads the record of the user that `token` acts as.
+pub(crate) async fn read_user(
+    connectors: &Connectors,
+    integration: &Integration,
+    token: &AccessToken,
+    timeout: Duration,
+) -> Result<InstanceUser, UserCallError> {
+    let unreachable = |text: String| UserCallError::Unreachable(text);
+    let connector =
+        connectors.for_integration(integration).map_err(|error| unreachable(error.to_string()))?;
+    let request = Request::builder()
+        .uri(USER_PATH)
+        .header(header::ACCEPT, "application/json")
+        .header(header::AUTHORIZATION, token.to_bearer_header())
+        .body(Full::default())
+        .map_err(|error| unreachable(error.to_string()))?;
+    let limits =
+        FetchLimits { total: timeout, body_bytes_max: USER_BODY_BYTES_MAX, ..FetchLimits::default() };
+    let fetched = fetch(&connector, &integration.instance, request, limits)
+        .await
+        .map_err(|error| unreachable(error.to_string()))?;
+    parse_user(&fetched)
+}
+
+/// `sys_user` where `sys_id=javascript:gs.getUserID()`: whoever asks.
+const USER_PATH: &str = "/api/now/table/sys_user?sysparm_query=sys_id%3Djavascript%3Ags.getUserID()\
+                         &sysparm_fields=sys_id,user_name,name&sysparm_limit=1&sysparm_exclude_reference_link=true";
+
+fn parse_user(fetched: &Fetched) -> Result<InstanceUser, UserCallError> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        result: Vec<InstanceUser>,
+    }
+    match fetched.status.as_u16() {
+        200 => {}
+        401 => return Err(UserCallError::TokenRefused),
+        403 => return Err(UserCallError::Forbidden),
+        status => return Err(UserCallError::Status(status)),
+    }
+    let html = text_header(&fetched.headers, &header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.starts_with("text/html"));
+    if html {
+        return Err(UserCallError::Asleep);
+    }
+    let answer: Answer = serde_json::from_slice(&fetched.body).map_err(|_| UserCallError::NoUser)?;
+    answer
+        .result
+        .into_iter()
+        .next()
+        .filter(|user| !user.sys_id.is_empty())
+        .map(|user| InstanceUser {
+            sys_id: cut(&user.sys_id),
+            user_name: cut(&user.user_name),
+            name: cut(&user.name),
+        })
+        .ok_or(UserCallError::NoUser)
+}
+
+/// Names come from the instance: bounded, and free of control characters.
+fn cut(text: &str) -> String {
+    text.chars().filter(|char| !char.is_control()).take(100).collect()
+}
+
+/// An absolute endpoint as the origin to dial and the target to ask for.
+fn split_endpoint(endpoint: &str) -> Option<(InstanceOrigin, String)> {
+    let scheme_end = endpoint.find("://")? + 3;
+    let path_at = endpoint[scheme_end..].find('/').map_or(endpoint.len(), |at| scheme_end + at);
+    let origin = InstanceOrigin::parse(&endpoint[..path_at]).ok()?;
+    let path = if path_at == endpoint.len() { "/" } else { &endpoint[path_at..] };
+    Some((origin, path.to_owned()))
+}
+
+fn text_header<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// `Retry-After` in seconds; a date is not obeyed, since the clocks need not agree.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    text_header(headers, &header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_splits_into_origin_and_target() {
+        let split = |text| split_endpoint(text).map(|(origin, path)| (origin.to_string(), path));
+        assert_eq!(
+            split("https://a.example/oauth_token.do?x=1"),
+            Some(("https://a.example".into(), "/oauth_token.do?x=1".into()))
+        );
+        assert_eq!(split("https://a.example"), Some(("https://a.example".into(), "/".into())));
+        for bad in ["http://a.example/t", "a.example/t", "https:///t", "https://u@a.example/t"] {
+            assert_eq!(split(bad), None, "{bad}");
+        }
+    }
+}

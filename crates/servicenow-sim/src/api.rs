@@ -1,0 +1,278 @@
+//! `/api/…`: who is calling (and by which of ServiceNow's many ways in), the method that counts, and which family of
+//! the REST API answers.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
+use http::{Method, StatusCode};
+use percent::decode_segment;
+
+use crate::attachment_api;
+use crate::clock::SimTime;
+use crate::evaluate::Viewer;
+use crate::message::{Format, Reply, SimRequest, negotiate};
+use crate::table_api;
+use crate::world::World;
+
+/// The user a request acts as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) user_name: String,
+    pub(crate) sys_id: String,
+}
+
+impl Caller {
+    pub(crate) fn viewer(&self, now: SimTime) -> Viewer<'_> {
+        Viewer { sys_id: &self.sys_id, user_name: &self.user_name, now }
+    }
+}
+
+/// One REST call after authentication and method override.
+pub(crate) struct ApiCall<'a> {
+    pub(crate) request: &'a SimRequest,
+    pub(crate) caller: &'a Caller,
+    pub(crate) method: Method,
+    pub(crate) format: Format,
+    pub(crate) now: SimTime,
+}
+
+/// An answer, and the user it was for.
+pub(crate) struct ApiAnswer {
+    pub(crate) reply: Reply,
+    pub(crate) user_name: Option<String>,
+}
+
+/// Answers any path below `/api`.
+pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> ApiAnswer {
+    if request.path == "/api/now/oauth/jwks" && request.method == Method::GET {
+        let reply = Reply::json(StatusCode::OK, &world.token_key.jwks());
+        return ApiAnswer { reply, user_name: None };
+    }
+    let Some(caller) = authenticate(world, request, now) else {
+        let reply = unauthorized(request.format());
+        count_table_call(world, request, &request.method, reply.status);
+        return ApiAnswer { reply, user_name: None };
+    };
+    let limit = world.behaviour.rate_limit_per_hour;
+    let rate = world.rate.count(&caller.user_name, limit, now);
+    let mut reply = match rate {
+        Some(state) if state.exceeded => {
+            world.counters.rate_limited += 1;
+            state.refusal(request.format(), state.reset_at_s.saturating_sub(now.as_secs()).max(1))
+        }
+        Some(_) | None => route(world, request, &caller, now),
+    };
+    if let Some(state) = rate {
+        reply = state.mark(reply);
+    }
+    ApiAnswer { reply, user_name: Some(caller.user_name) }
+}
+
+/// The 401 of missing, wrong, expired and revoked credentials alike.
+pub(crate) fn unauthorized(format: Format) -> Reply {
+    let detail = Some("Required to provide Auth information");
+    Reply::api_error(format, StatusCode::UNAUTHORIZED, "User Not Authenticated", detail)
+        .with(WWW_AUTHENTICATE, "BASIC realm=\"Service-now\"")
+}
+
+fn authenticate(world: &mut World, request: &SimRequest, now: SimTime) -> Option<Caller> {
+    let (how, user_name) = credential_user(world, request, now)?;
+    let user = world.directory.get(&user_name).filter(|user| world.directory.may_sign_in(&user.user_name))?;
+    let caller = Caller { user_name, sys_id: user.sys_id() };
+    world.counters.authenticated(how);
+    Some(caller)
+}
+
+/// The first credential that is good; a session's cookie comes last, and needs no other (fact 6).
+fn credential_user(world: &mut World, request: &SimRequest, now: SimTime) -> Option<(&'static str, String)> {
+    let by_query = world.behaviour.query_credentials;
+    let query = |name: &str| if by_query { request.query_value(name) } else { None };
+    let owner = |token: &str| world.tokens.check_access(token, now).ok().map(|owner| owner.user_name.clone());
+    let api_key = |key: &str| world.directory.by_api_key(key).map(|user| user.user_name.clone());
+    if let Some(user) = request.bearer().and_then(owner) {
+        return Some(("bearer", user));
+    }
+    if let Some(user) = query("access_token").as_deref().and_then(owner) {
+        return Some(("query_token", user));
+    }
+    if let Some(user) = request.header("x-sn-apikey").and_then(api_key) {
+        return Some(("api_key", user));
+    }
+    if let Some(user) = query("x-sn-apikey").as_deref().and_then(api_key) {
+        return Some(("api_key", user));
+    }
+    if world.behaviour.basic_auth
+        && let Some((user, password)) = request.basic()
+        && world.directory.password_matches(&user, &password)
+    {
+        return Some(("basic", user));
+    }
+    let idle_max = Duration::from_secs(world.behaviour.session_idle_s);
+    let session = request.cookie("JSESSIONID").filter(|_| world.behaviour.cookie_auth_after_expiry);
+    if let Some(user) = session.and_then(|id| world.sessions.user(id, idle_max, now)) {
+        return Some(("cookie", user.to_owned()));
+    }
+    world.counters.authenticated("none");
+    None
+}
+
+fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime) -> Reply {
+    let method = effective_method(world, request);
+    let Some(format) = negotiate(request.header(http::header::ACCEPT)) else {
+        let detail = "Accept must admit application/json or application/xml";
+        let reply = Reply::api_error(
+            Format::Json,
+            StatusCode::NOT_ACCEPTABLE,
+            "Requested format not supported",
+            Some(detail),
+        );
+        count_table_call(world, request, &method, reply.status);
+        return reply;
+    };
+    let call = ApiCall { request, caller, method, format, now };
+    let segments: Option<Vec<String>> =
+        request.path.trim_start_matches('/').split('/').map(decode_segment).collect();
+    let segments = segments.unwrap_or_default();
+    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let (version_1, rest) = match names.as_slice() {
+        ["api", "now", "v1", rest @ ..] => (true, rest),
+        ["api", "now", "v2", rest @ ..] | ["api", "now", rest @ ..] => (false, rest),
+        _ => return no_resource(&call),
+    };
+    match rest {
+        ["table", table] => {
+            counted(world, &call, |world| table_api::on_table(world, &call, table, version_1))
+        }
+        ["table", table, sys_id] => {
+            counted(world, &call, |world| table_api::on_record(world, &call, table, sys_id))
+        }
+        ["stats", table] => table_api::stats(world, &call, table),
+        ["attachment", rest @ ..] => attachment_api::answer(world, &call, rest),
+        _ => no_resource(&call),
+    }
+}
+
+fn counted(world: &mut World, call: &ApiCall<'_>, act: impl FnOnce(&mut World) -> Reply) -> Reply {
+    let reply = act(world);
+    world.counters.table_call(&call.method, reply.status);
+    reply
+}
+
+fn count_table_call(world: &mut World, request: &SimRequest, method: &Method, status: StatusCode) {
+    if is_table_path(&request.path) {
+        world.counters.table_call(method, status);
+    }
+}
+
+/// Whether a path is one of the Table API.
+pub(crate) fn is_table_path(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix("/api/now/") else { return false };
+    let rest = rest.strip_prefix("v1/").or_else(|| rest.strip_prefix("v2/")).unwrap_or(rest);
+    rest.starts_with("table/")
+}
+
+/// `X-HTTP-Method-Override` wins over the request line (fact 7).
+fn effective_method(world: &World, request: &SimRequest) -> Method {
+    let named = request.header("x-http-method-override").filter(|_| world.behaviour.method_override);
+    named
+        .and_then(|name| Method::from_bytes(name.trim().to_ascii_uppercase().as_bytes()).ok())
+        .unwrap_or_else(|| request.method.clone())
+}
+
+fn no_resource(call: &ApiCall<'_>) -> Reply {
+    let message = "Requested URI does not represent any resource";
+    let detail = format!("{message}: {}", call.request.path);
+    Reply::api_error(call.format, StatusCode::BAD_REQUEST, message, Some(&detail))
+}
+
+/// The 405 of a route that exists.
+pub(crate) fn method_not_supported(call: &ApiCall<'_>) -> Reply {
+    let detail = format!("{} is not supported here", call.method);
+    Reply::api_error(call.format, StatusCode::METHOD_NOT_ALLOWED, "Method not supported", Some(&detail))
+}
+
+/// A record that is not there, or that the caller may not see: the same answer.
+pub(crate) fn no_record(call: &ApiCall<'_>) -> Reply {
+    let detail = Some("Record doesn't exist or ACL restricts the record retrieval");
+    Reply::api_error(call.format, StatusCode::NOT_FOUND, "No Record found", detail)
+}
+
+/// `X-…` headers of the REST API.
+pub(crate) fn total_count() -> HeaderName {
+    HeaderName::from_static("x-total-count")
+}
+
+/// Writes say what they send and what they want back, else 400; a body that is neither JSON nor XML is 415.
+pub(crate) fn check_write_headers(call: &ApiCall<'_>) -> Result<(), Box<Reply>> {
+    let missing = |name: &str| {
+        let detail = format!("The header {name} is required");
+        Reply::api_error(call.format, StatusCode::BAD_REQUEST, "Invalid request headers", Some(&detail))
+    };
+    if !call.request.headers.contains_key(http::header::ACCEPT) {
+        return Err(Box::new(missing("Accept")));
+    }
+    if !call.request.headers.contains_key(CONTENT_TYPE) {
+        return Err(Box::new(missing("Content-Type")));
+    }
+    match call.request.media_type().as_deref() {
+        Some("application/json" | "text/json" | "application/xml" | "text/xml") => Ok(()),
+        Some(_) | None => Err(Box::new(Reply::api_error(
+            call.format,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "Unsupported media type",
+            Some("Content-Type must be application/json or application/xml"),
+        ))),
+    }
+}
+
+mod percent {
+    /// One decoded path segment; `None` if it is not UTF-8.
+    pub(super) fn decode_segment(segment: &str) -> Option<String> {
+        let bytes = segment.as_bytes();
+        let mut decoded = Vec::with_capacity(bytes.len());
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            let hex = if byte == b'%' { segment.get(at + 1..at + 3) } else { None };
+            if let Some(value) = hex.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                decoded.push(value);
+                at += 3;
+            } else {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+        String::from_utf8(decoded).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_decoded_without_panic() {
+        for (segment, expected) in [
+            ("incident", Some("incident")),
+            ("%69ncident", Some("incident")),
+            ("a%2Fb", Some("a/b")),
+            ("100%", Some("100%")),
+            ("%é", Some("%é")),
+            ("%ff", None),
+        ] {
+            assert_eq!(decode_segment(segment).as_deref(), expected, "{segment}");
+        }
+    }
+
+    #[test]
+    fn table_paths() {
+        for (path, expected) in [
+            ("/api/now/table/incident", true),
+            ("/api/now/v1/table/incident", true),
+            ("/api/now/v2/table/incident/1", true),
+            ("/api/now/stats/incident", false),
+            ("/api/now/v1/batch", false),
+        ] {
+            assert_eq!(is_table_path(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! One request from its first byte to its answer: logged, counted, made to fail if a rule says so, let through the
+//! gates, handled, and dressed with the headers and cookies of the instance.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, EXPIRES, HeaderName, HeaderValue, PRAGMA, SERVER};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use crate::body::SimBody;
+use crate::clock::SimTime;
+use crate::faults::{Fault, FaultOn, FaultSubject};
+use crate::message::{Format, Reply, SimRequest};
+use crate::mishap;
+use crate::request_log::RequestRecord;
+use crate::sessions::{self, Gate};
+use crate::state::{Shared, SimState};
+use crate::world::World;
+use crate::{api, authorize, control, pages, secrets, token_endpoint};
+
+/// Kinds of routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Authorize,
+    Token,
+    Revoke,
+    Table,
+    Stats,
+    Attachment,
+    Jwks,
+    Other,
+}
+
+impl Endpoint {
+    fn of(path: &str) -> Self {
+        match path {
+            "/oauth_auth.do" => Self::Authorize,
+            "/oauth_token.do" => Self::Token,
+            "/oauth_revoke_token.do" => Self::Revoke,
+            "/api/now/oauth/jwks" => Self::Jwks,
+            path if api::is_table_path(path) => Self::Table,
+            path if path.starts_with("/api/now/stats/") => Self::Stats,
+            path if path.contains("/attachment") && path.starts_with("/api/now/") => Self::Attachment,
+            _ => Self::Other,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Authorize => "authorize",
+            Self::Token => "token",
+            Self::Revoke => "revoke",
+            Self::Table => "table",
+            Self::Stats => "stats",
+            Self::Attachment => "attachment",
+            Self::Jwks => "jwks",
+            Self::Other => "other",
+        }
+    }
+
+    fn fault_on(self) -> FaultOn {
+        match self {
+            Self::Authorize => FaultOn::Authorize,
+            Self::Token => FaultOn::Token,
+            Self::Revoke => FaultOn::Revoke,
+            Self::Table => FaultOn::Table,
+            Self::Stats | Self::Attachment | Self::Jwks | Self::Other => FaultOn::Any,
+        }
+    }
+}
+
+/// Answers one request; `None` means that the connection must be cut without an answer.
+pub(crate) async fn answer(state: SimState, request: Request<Incoming>) -> Option<Response<SimBody>> {
+    let (head, incoming) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    if control::owns(&path) {
+        let body = read_body(incoming).await.ok()?;
+        let query = head.uri.query().map(str::to_owned);
+        let request = SimRequest { method: head.method, path, query, headers: head.headers, body };
+        return Some(into_response(control::answer(&state, &request), None));
+    }
+    let shared = &state.shared;
+    let endpoint = Endpoint::of(&path);
+    let visit = Visit::begin(shared, endpoint, &head);
+    let body = match read_body(incoming).await {
+        Ok(body) => body,
+        Err(BodyProblem::TooLarge) => {
+            let reply = Reply::api_error(
+                Format::Json,
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Request too large",
+                Some("The body is over 10 MiB"),
+            );
+            return Some(into_response(dress(&visit, None, None, reply), None));
+        }
+        Err(BodyProblem::Broken) => return None,
+    };
+    let query = head.uri.query().map(str::to_owned);
+    let request = SimRequest { method: head.method, path, query, headers: head.headers, body };
+    let faults = choose_faults(&visit, &request);
+    shared.note_change();
+    carry_out(&visit, &request, &faults).await
+}
+
+async fn carry_out(visit: &Visit, request: &SimRequest, faults: &[Fault]) -> Option<Response<SimBody>> {
+    let shared = &visit.shared;
+    let latency = Duration::from_millis(shared.world().behaviour.latency_ms);
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    wait(shared, faults, false).await;
+    let fault = faults.iter().find(|fault| !fault.only_waits());
+    if fault == Some(&Fault::DropBefore) {
+        return None;
+    }
+    let is_token = visit.endpoint == Endpoint::Token;
+    let now = shared.world().now();
+    let (user, reply) = match fault.and_then(|fault| mishap::instead(fault, is_token, request.format(), now))
+    {
+        Some(reply) => (None, reply),
+        None => effect(visit, request).await,
+    };
+    wait(shared, faults, true).await;
+    if fault == Some(&Fault::DropAfter) {
+        return None;
+    }
+    let reply = match fault {
+        Some(fault) => mishap::spoil(fault, request.format(), reply),
+        None => reply,
+    };
+    let reply = dress(visit, Some(request), user.as_deref(), reply);
+    Some(into_response(reply, fault))
+}
+
+/// One request on its way: counted as in flight until dropped.
+struct Visit {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    seq: u64,
+}
+
+impl Visit {
+    fn begin(shared: &Arc<Shared>, endpoint: Endpoint, head: &http::request::Parts) -> Self {
+        let mut world = shared.world();
+        let target = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
+        world.counters.arrived(endpoint.name());
+        world.counters.saw_headers(&head.headers, head.uri.query().unwrap_or_default());
+        let header = |(name, value): (&HeaderName, &HeaderValue)| {
+            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let record = RequestRecord {
+            seq: 0,
+            at: world.now(),
+            method: head.method.to_string(),
+            target,
+            version: format!("{:?}", head.version),
+            headers: head.headers.iter().map(header).collect(),
+            body: None,
+            body_bytes: 0,
+            status: None,
+        };
+        let records_max = world.behaviour.request_log_max;
+        let seq = world.log.push(record, records_max);
+        drop(world);
+        shared.note_change();
+        Self { shared: Arc::clone(shared), endpoint, seq }
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.shared.world().counters.left(self.endpoint.name());
+        self.shared.note_change();
+    }
+}
+
+enum BodyProblem {
+    TooLarge,
+    Broken,
+}
+
+async fn read_body(incoming: Incoming) -> Result<Bytes, BodyProblem> {
+    match Limited::new(incoming, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(BodyProblem::TooLarge),
+        Err(_) => Err(BodyProblem::Broken),
+    }
+}
+
+fn choose_faults(visit: &Visit, request: &SimRequest) -> Vec<Fault> {
+    let mut world = visit.shared.world();
+    world.log.note_body(visit.seq, &request.body);
+    let is_token = visit.endpoint == Endpoint::Token;
+    let grant_type = request.form_pairs().into_iter().find(|(name, _)| is_token && name == "grant_type");
+    let query = request.query.as_deref().unwrap_or_default();
+    let target = format!("{}?{query}", request.path);
+    let subject = FaultSubject {
+        on: visit.endpoint.fault_on(),
+        method: request.method.as_str(),
+        target: &target,
+        grant_type: grant_type.as_ref().map(|(_, value)| value.as_str()),
+    };
+    let mut faults = world.faults.choose(subject);
+    for fault in &faults {
+        world.counters.fault(mishap::name(fault));
+    }
+    if world.behaviour.asleep {
+        faults.retain(Fault::only_waits);
+        faults.push(Fault::Asleep);
+    }
+    faults
+}
+
+/// Carries out the waits before or after the effect.
+async fn wait(shared: &Shared, faults: &[Fault], after: bool) {
+    for fault in faults {
+        match fault {
+            Fault::DelayMs { ms, after_effect } if *after_effect == after => {
+                tokio::time::sleep(Duration::from_millis(*ms)).await;
+            }
+            Fault::Hold { gate, after_effect } if *after_effect == after => shared.hold(gate).await,
+            _ => {}
+        }
+    }
+}
+
+/// What the instance does with the request, gates included; also who it was for.
+async fn effect(visit: &Visit, request: &SimRequest) -> (Option<String>, Reply) {
+    let shared = &visit.shared;
+    if !request.path.starts_with("/api/") {
+        return (None, handle_page(&mut shared.world(), visit.endpoint, request));
+    }
+    let (session, node) = gates(&mut shared.world(), request);
+    let _session_pass = match session {
+        None => None,
+        Some(gate) => {
+            let Some(pass) = gate.pass().await else {
+                shared.world().counters.session_overflows += 1;
+                return (None, Reply::new(StatusCode::ACCEPTED));
+            };
+            Some(pass)
+        }
+    };
+    let _node_pass = match node {
+        None => None,
+        Some(gate) => {
+            let Some(pass) = gate.pass().await else {
+                shared.world().counters.node_overflows += 1;
+                return (None, Reply::new(StatusCode::TOO_MANY_REQUESTS));
+            };
+            Some(pass)
+        }
+    };
+    let mut world = shared.world();
+    let now = world.now();
+    let answer = api::answer(&mut world, request, now);
+    (answer.user_name, answer.reply)
+}
+
+/// The gates a request must pass: that of its session, and that of the node.
+fn gates(world: &mut World, request: &SimRequest) -> (Option<Arc<Gate>>, Option<Arc<Gate>>) {
+    let now = world.now();
+    let idle_max = Duration::from_secs(world.behaviour.session_idle_s);
+    let session = request
+        .cookie("JSESSIONID")
+        .filter(|_| world.behaviour.session_serialisation)
+        .and_then(|id| world.sessions.gate(id, idle_max, now));
+    (session, world.node_gate())
+}
+
+fn handle_page(world: &mut World, endpoint: Endpoint, request: &SimRequest) -> Reply {
+    let now = world.now();
+    match endpoint {
+        Endpoint::Authorize => authorize::answer(world, request, now),
+        Endpoint::Token => token_endpoint::answer(world, request, now),
+        Endpoint::Revoke => token_endpoint::answer_revocation(world, request),
+        _ => Reply::html(StatusCode::NOT_FOUND, pages::problem("Page not found")),
+    }
+}
+
+/// Adds what every answer of the instance carries, cookies included, and notes the outcome.
+fn dress(visit: &Visit, request: Option<&SimRequest>, user: Option<&str>, reply: Reply) -> Reply {
+    let mut world = visit.shared.world();
+    let now = world.now();
+    world.log.note_status(visit.seq, reply.status.as_u16());
+    let session_id = session_of(&mut world, request, user, now);
+    let mut reply = reply
+        .with(SERVER, "ServiceNow")
+        .with(CACHE_CONTROL, "no-store, no-cache, must-revalidate, max-age=-1")
+        .with(PRAGMA, "no-store,no-cache")
+        .with(EXPIRES, "0")
+        .with(HeaderName::from_static("x-content-type-options"), "nosniff")
+        .with(HeaderName::from_static("x-is-logged-in"), if user.is_some() { "true" } else { "false" })
+        .with(HeaderName::from_static("x-transaction-id"), &secrets::random_hex32()[..12]);
+    if reply.status == StatusCode::METHOD_NOT_ALLOWED && !reply.headers.contains_key(ALLOW) {
+        reply = reply.with(ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE");
+    }
+    let cookies = sessions::set_cookies(&mut reply.headers, &session_id);
+    world.counters.set_cookie_sent += u64::try_from(cookies).unwrap_or_default();
+    reply
+}
+
+/// The session of the request's cookie, or a new one.
+fn session_of(world: &mut World, request: Option<&SimRequest>, user: Option<&str>, now: SimTime) -> String {
+    let idle_max = Duration::from_secs(world.behaviour.session_idle_s);
+    if let Some(id) = request.and_then(|request| request.cookie("JSESSIONID"))
+        && world.sessions.used(id, user, idle_max, now)
+    {
+        return id.to_owned();
+    }
+    let gate = Gate::new(world.behaviour.session_concurrency, world.behaviour.session_queue);
+    world.sessions.start(user.map(str::to_owned), gate, now)
+}
+
+fn into_response(reply: Reply, fault: Option<&Fault>) -> Response<SimBody> {
+    let mut response = Response::new(mishap::body(fault, reply.body));
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.headers;
+    response
+}
+
+/// What the instance takes at most; ServiceNow's own limit for the Table API is not known.
+const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;

@@ -1,0 +1,167 @@
+//! Scripted failures as replies: what is answered instead, what becomes of a good reply, how its body is sent.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::HeaderName;
+use serde_json::json;
+
+use crate::api;
+use crate::body::SimBody;
+use crate::clock::SimTime;
+use crate::faults::Fault;
+use crate::message::{Format, Reply};
+use crate::pages;
+use crate::rate::RateState;
+
+/// The fault's name, for counters.
+pub(crate) fn name(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::DelayMs { .. } => "delay_ms",
+        Fault::Hold { .. } => "hold",
+        Fault::Status { .. } => "status",
+        Fault::DropBefore => "drop_before",
+        Fault::DropAfter => "drop_after",
+        Fault::Html { .. } => "html",
+        Fault::Accepted202 => "accepted_202",
+        Fault::Unauthorized401 => "unauthorized_401",
+        Fault::RateLimit429 { .. } => "rate_limit_429",
+        Fault::QueueFull429 => "queue_full_429",
+        Fault::BrokenJson => "broken_json",
+        Fault::Cancelled500 => "cancelled_500",
+        Fault::CutBody { .. } => "cut_body",
+        Fault::SlowDrip { .. } => "slow_drip",
+        Fault::Asleep => "asleep",
+    }
+}
+
+/// The reply of a fault that has no effect; `None` if the request takes effect first.
+pub(crate) fn instead(fault: &Fault, is_token: bool, format: Format, now: SimTime) -> Option<Reply> {
+    match fault {
+        Fault::Status { status, body, headers, after_effect: false } => {
+            Some(scripted(*status, body, headers))
+        }
+        Fault::Html { status } => Some(Reply::html(status_of(*status), pages::maintenance())),
+        Fault::Asleep => Some(Reply::html(StatusCode::OK, pages::hibernating())),
+        Fault::Accepted202 => Some(Reply::new(StatusCode::ACCEPTED)),
+        Fault::Unauthorized401 if is_token => {
+            let body = json!({"error_description": "access_denied", "error": "server_error"});
+            Some(Reply::json(StatusCode::UNAUTHORIZED, &body))
+        }
+        Fault::Unauthorized401 => Some(api::unauthorized(format)),
+        Fault::RateLimit429 { retry_after_s } => {
+            let reset_at_s = now.as_secs().saturating_add(*retry_after_s);
+            Some(RateState { limit: 100, reset_at_s, exceeded: true }.refusal(format, *retry_after_s))
+        }
+        Fault::QueueFull429 => Some(Reply::new(StatusCode::TOO_MANY_REQUESTS)),
+        Fault::DelayMs { .. }
+        | Fault::Hold { .. }
+        | Fault::Status { after_effect: true, .. }
+        | Fault::DropBefore
+        | Fault::DropAfter
+        | Fault::BrokenJson
+        | Fault::Cancelled500
+        | Fault::CutBody { .. }
+        | Fault::SlowDrip { .. } => None,
+    }
+}
+
+/// What becomes of the reply of a request that took effect.
+pub(crate) fn spoil(fault: &Fault, format: Format, mut reply: Reply) -> Reply {
+    match fault {
+        Fault::Status { status, body, headers, after_effect: true } => scripted(*status, body, headers),
+        Fault::Cancelled500 => {
+            Reply::api_error(format, StatusCode::INTERNAL_SERVER_ERROR, CANCELLED, Some(CANCELLED_DETAIL))
+        }
+        Fault::BrokenJson => {
+            let mut text = reply.body.to_vec();
+            if text.pop() != Some(b'}') {
+                text = b"{\"result\":[".to_vec();
+            }
+            let error = json!({"message": CANCELLED, "detail": CANCELLED_DETAIL});
+            text.extend_from_slice(format!("\"error\":{error},\"status\":\"failure\"}}").as_bytes());
+            reply.body = Bytes::from(text);
+            reply.status = StatusCode::OK;
+            reply
+        }
+        _ => reply,
+    }
+}
+
+/// How the body is sent.
+pub(crate) fn body(fault: Option<&Fault>, content: Bytes) -> SimBody {
+    match fault {
+        Some(Fault::CutBody { after_bytes }) => SimBody::cut(&content, *after_bytes),
+        Some(Fault::SlowDrip { chunk_bytes, interval_ms }) => {
+            SimBody::drip(&content, *chunk_bytes, Duration::from_millis(*interval_ms))
+        }
+        Some(_) | None => SimBody::whole(content),
+    }
+}
+
+fn scripted(status: u16, body: &str, headers: &std::collections::BTreeMap<String, String>) -> Reply {
+    let mut reply = Reply::new(status_of(status));
+    if !headers.keys().any(|name| name.eq_ignore_ascii_case("content-type")) && !body.is_empty() {
+        reply = reply.typed("application/json;charset=UTF-8", Bytes::new());
+    }
+    reply.body = Bytes::copy_from_slice(body.as_bytes());
+    for (name, value) in headers {
+        if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+            reply = reply.with(name, value);
+        }
+    }
+    reply
+}
+
+/// A status that is none, or one that is not final, becomes 500.
+fn status_of(status: u16) -> StatusCode {
+    let known = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+    known.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+const CANCELLED: &str = "Transaction cancelled: maximum execution time exceeded";
+const CANCELLED_DETAIL: &str = "Transaction cancelled: maximum execution time exceeded. Check logs for error trace or \
+                                enable glide.rest.debug property to verify REST request processing";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderMap;
+
+    #[test]
+    fn broken_json_is_broken() {
+        for body in ["{\"result\":[]}", ""] {
+            let mut reply = Reply::new(StatusCode::OK);
+            reply.body = Bytes::from(body);
+            let spoilt = spoil(&Fault::BrokenJson, Format::Json, reply);
+            assert_eq!(spoilt.status, StatusCode::OK);
+            assert!(serde_json::from_slice::<serde_json::Value>(&spoilt.body).is_err());
+            assert!(spoilt.body.ends_with(b"\"status\":\"failure\"}"));
+        }
+    }
+
+    #[test]
+    fn scripted_status_is_answered_as_given() {
+        let headers =
+            [("Retry-After".to_owned(), "7".to_owned()), ("bad name".to_owned(), "x".to_owned())].into();
+        let fault = Fault::Status { status: 503, body: "{}".to_owned(), headers, after_effect: false };
+        let reply = instead(&fault, false, Format::Json, SimTime::from_secs(0)).unwrap();
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(reply.headers["retry-after"], "7");
+        assert_eq!(status_of(100), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(status_of(9), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn headers_of_both_429_differ() {
+        let limited =
+            instead(&Fault::RateLimit429 { retry_after_s: 3 }, false, Format::Json, SimTime::from_secs(10))
+                .unwrap();
+        assert_eq!(limited.headers["retry-after"], "3");
+        assert_eq!(limited.headers["x-ratelimit-reset"], "13");
+        let full = instead(&Fault::QueueFull429, false, Format::Json, SimTime::from_secs(10)).unwrap();
+        assert_eq!(full.headers, HeaderMap::new());
+        assert!(full.body.is_empty());
+    }
+}
