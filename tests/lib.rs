@@ -1,1 +1,18 @@
-//! The harness.
+//! The harness of the end-to-end tests: real processes on addresses of their own, a simulator in this process, a
+//! plain HTTP client, a browser. Tests are plain functions that block; whatever they started ends with them, and when
+//! one fails its daemon's log is kept under `target/e2e/`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests panics as tests do")]
+
+mod harness;
+
+pub use harness::browser::{Browser, Browsers, SeenRequest};
+pub use harness::certificates::Certificates;
+pub use harness::consent::WebClient;
+pub use harness::daemon::{Cli, Daemon, Setup};
+pub use harness::deployment::{CLIENT_ID, CLIENT_SECRET, Deployment};
+pub use harness::http::{Reply, Request, get, request};
+pub use harness::load::{Load, LoadReport};
+pub use harness::process::{bearerd_binary, loopback, free_port, output_folder, repository, start_logged, tail};
+pub use harness::redis::Redis;
+pub use harness::runtime::{block_on, wait_until};

@@ -42,16 +42,20 @@ impl AdminKeys {
     /// [`MalformedAdminKey`]
     pub fn parse(setting: &str) -> Result<Self, MalformedAdminKey> {
         let (id, hash) = setting.trim().split_once(':').ok_or(MalformedAdminKey)?;
-        let is_id = id.len() == KEY_ID_LEN && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let is_id = id.len() == KEY_ID_LEN
+            && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         let secret_sha256 = from_hex(hash).ok_or(MalformedAdminKey)?;
-        if is_id { Ok(Self(vec![KnownKey { id: id.to_owned(), secret_sha256 }])) } else { Err(MalformedAdminKey) }
+        if is_id {
+            Ok(Self(vec![KnownKey { id: id.to_owned(), secret_sha256 }]))
+        } else {
+            Err(MalformedAdminKey)
+        }
     }
 
     /// What to write as `admin.bootstrap_key` so that `key` is admitted.
     pub fn setting_for(key: &ApiKey) -> String {
         let hash = sha256(secret_of(key.expose()));
-        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:{hex}", key.id())
+        hash.iter().fold(format!("{}:", key.id()), |text, byte| text + &format!("{byte:02x}"))
     }
 
     /// Time depends on how many keys are known, not on which one matches or how far.
@@ -67,7 +71,11 @@ impl AdminKeys {
         let known = self.0.iter().fold(Choice::from(0), |known, key| {
             known | (key.id.as_bytes().ct_eq(id.as_bytes()) & key.secret_sha256.ct_eq(&hash))
         });
-        if bool::from(known) { Ok(Operator { name: format!("admin key {id}") }) } else { Err(KeyRefused::Unknown) }
+        if bool::from(known) {
+            Ok(Operator { name: format!("admin key {id}") })
+        } else {
+            Err(KeyRefused::Unknown)
+        }
     }
 }
 
@@ -122,7 +130,15 @@ mod tests {
     #[test]
     fn a_malformed_setting_is_refused() {
         let hash = "0".repeat(64);
-        for bad in ["", ":", "abc", &format!("short:{hash}"), &format!("ABCDEF012345:{hash}"), &format!("abcdef012345:{}", &hash[1..]), &format!("abcdef012345:{}g", &hash[1..])] {
+        for bad in [
+            "",
+            ":",
+            "abc",
+            &format!("short:{hash}"),
+            &format!("ABCDEF012345:{hash}"),
+            &format!("abcdef012345:{}", &hash[1..]),
+            &format!("abcdef012345:{}g", &hash[1..]),
+        ] {
             assert!(AdminKeys::parse(bad).is_err(), "{bad}");
         }
         assert!(AdminKeys::parse(&format!("abcdef012345:{hash}")).is_ok());

@@ -21,7 +21,10 @@ use crate::{
 /// List connections, in the order of their ids.
 #[utoipa::path(get, path = "/v1/connections", tag = "connections", params(Paging),
     responses((status = 200, body = Items<Connection>)))]
-pub(crate) async fn list(State(app): State<App>, Params(paging): Params<Paging>) -> Result<Json<Items<Connection>>> {
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(paging): Params<Paging>,
+) -> Result<Json<Items<Connection>>> {
     let (cursor, limit) = paging.checked()?;
     let page = app.control.connections(cursor.as_deref(), limit).await?;
     let mut integrations = BTreeMap::new();
@@ -80,7 +83,11 @@ pub(crate) async fn put(
 /// Delete a connection and forget its tokens at once; calls through it end within a second everywhere.
 #[utoipa::path(delete, path = "/v1/connections/{id}", tag = "connections",
     params(("id" = String, Path, description = "Connection id")), responses((status = 204, description = "Deleted")))]
-pub(crate) async fn delete(State(app): State<App>, Id(id): Id<ConnectionId>, expected: Expected) -> Result<StatusCode> {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Id(id): Id<ConnectionId>,
+    expected: Expected,
+) -> Result<StatusCode> {
     app.control.delete_connection(&id, expected.revision()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -88,7 +95,11 @@ pub(crate) async fn delete(State(app): State<App>, Id(id): Id<ConnectionId>, exp
 /// Make a new connect link; the tokens stay in use until the new consent succeeds.
 #[utoipa::path(post, path = "/v1/connections/{id}/reauthorize", tag = "connections",
     params(("id" = String, Path, description = "Connection id")), responses((status = 200, body = ConnectLink)))]
-pub(crate) async fn reauthorize(State(app): State<App>, Id(id): Id<ConnectionId>, By(operator): By) -> Result<Json<ConnectLink>> {
+pub(crate) async fn reauthorize(
+    State(app): State<App>,
+    Id(id): Id<ConnectionId>,
+    By(operator): By,
+) -> Result<Json<ConnectLink>> {
     Ok(Json(app.control.reauthorize(&id, &operator).await?.into()))
 }
 
@@ -96,7 +107,11 @@ pub(crate) async fn reauthorize(State(app): State<App>, Id(id): Id<ConnectionId>
 #[utoipa::path(post, path = "/v1/connections/{id}/confirm", tag = "connections",
     params(("id" = String, Path, description = "Connection id")), request_body = ConfirmRequest,
     responses((status = 200, body = Connection)))]
-pub(crate) async fn confirm(State(app): State<App>, Id(id): Id<ConnectionId>, Body(body): Body<ConfirmRequest>) -> Result<Response> {
+pub(crate) async fn confirm(
+    State(app): State<App>,
+    Id(id): Id<ConnectionId>,
+    Body(body): Body<ConfirmRequest>,
+) -> Result<Response> {
     let confirmed = app.control.confirm(&id, &body.user).await?;
     shown(&app, confirmed).await
 }
@@ -120,7 +135,11 @@ pub(crate) async fn test(State(app): State<App>, Id(id): Id<ConnectionId>) -> Re
 #[utoipa::path(post, path = "/v1/connections/{id}/freeze", tag = "connections",
     params(("id" = String, Path, description = "Connection id")), request_body = FreezeRequest,
     responses((status = 200, body = Connection)))]
-pub(crate) async fn freeze(State(app): State<App>, Id(id): Id<ConnectionId>, Body(body): Body<FreezeRequest>) -> Result<Response> {
+pub(crate) async fn freeze(
+    State(app): State<App>,
+    Id(id): Id<ConnectionId>,
+    Body(body): Body<FreezeRequest>,
+) -> Result<Response> {
     let reason = body.reason.trim();
     if reason.is_empty() || reason.chars().count() > REASON_CHARS_MAX {
         return Err(Refusal::invalid("reason", format!("it is 1 to {REASON_CHARS_MAX} characters")));
@@ -137,7 +156,7 @@ pub(crate) async fn unfreeze(State(app): State<App>, Id(id): Id<ConnectionId>) -
     shown(&app, thawed).await
 }
 
-/// Writes only what differs, so that the same body twice leaves the ETag alone.
+/// Writes only what differs, so that the same body twice leaves the `ETag` alone.
 async fn change(
     app: &App,
     found: Versioned<model::Connection>,
@@ -174,7 +193,9 @@ async fn shown(app: &App, found: Versioned<model::Connection>) -> Result<Respons
 async fn integration_of(app: &App, connection: &model::Connection) -> Result<Option<model::Integration>> {
     match app.control.integration(&connection.integration).await {
         Ok(found) => Ok(Some(found.record)),
-        Err(ActError::NotFound { .. } | ActError::Store(bearerd_control::StoreError::Damaged { .. })) => Ok(None),
+        Err(ActError::NotFound { .. } | ActError::Store(bearerd_control::StoreError::Damaged { .. })) => {
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }

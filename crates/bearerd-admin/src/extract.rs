@@ -104,7 +104,10 @@ impl Paging {
     /// # Errors
     /// `limit` outside 1..=200, or a cursor that no answer gave.
     pub(crate) fn checked(self) -> Result<(Option<String>, usize)> {
-        let refuse = |field: &str, problem: &str| Refusal { status: StatusCode::BAD_REQUEST, ..Refusal::invalid(field, problem) };
+        let refuse = |field: &str, problem: &str| Refusal {
+            status: StatusCode::BAD_REQUEST,
+            ..Refusal::invalid(field, problem)
+        };
         if !(1..=LIMIT_MAX).contains(&self.limit) {
             return Err(refuse("limit", "it is 1 to 200"));
         }
@@ -140,20 +143,26 @@ impl FromRequestParts<App> for Expected {
 
 impl Expected {
     fn of(headers: &HeaderMap) -> Result<Self> {
-        let malformed = |name: &'static str, problem: &str| {
-            Refusal { status: StatusCode::BAD_REQUEST, ..Refusal::invalid(name, problem) }
+        let malformed = |name: &'static str, problem: &str| Refusal {
+            status: StatusCode::BAD_REQUEST,
+            ..Refusal::invalid(name, problem)
         };
         match (headers.get(header::IF_MATCH), headers.get(header::IF_NONE_MATCH)) {
             (None, None) => Ok(Self::Anything),
             (None, Some(value)) if value == "*" => Ok(Self::Absent),
-            (None, Some(_)) => Err(malformed("If-None-Match", "only * is understood: create, but change nothing")),
+            (None, Some(_)) => {
+                Err(malformed("If-None-Match", "only * is understood: create, but change nothing"))
+            }
             (Some(_), Some(_)) => Err(malformed("If-None-Match", "it cannot stand beside If-Match")),
             (Some(value), None) if value == "*" => Ok(Self::Present),
             (Some(value), None) => {
                 let text = value.to_str().unwrap_or_default();
                 let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
                 let Some(quoted) = quoted.filter(|inner| !inner.contains('"')) else {
-                    return Err(malformed("If-Match", "it is one ETag, with its quotes, as an answer gave it"));
+                    return Err(malformed(
+                        "If-Match",
+                        "it is one ETag, with its quotes, as an answer gave it",
+                    ));
                 };
                 // An ETag of ours is a number; any other matches nothing that we have.
                 quoted.parse().map(|revision| Self::At(Revision(revision))).map_err(|_| Refusal::changed())
@@ -181,7 +190,8 @@ impl Expected {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
@@ -190,7 +200,12 @@ fn json_refusal(rejection: &JsonRejection) -> Refusal {
     let text = rejection.body_text();
     let malformed = |place: &str| {
         let detail = format!("the body is not JSON{place}");
-        Refusal::new(StatusCode::BAD_REQUEST, "request_malformed", detail, "Send one JSON object as the body.")
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "request_malformed",
+            detail,
+            "Send one JSON object as the body.",
+        )
     };
     if let JsonRejection::JsonDataError(_) = rejection {
         let fault = text.split_once("target type: ").map_or(text.as_str(), |(_, fault)| fault);
@@ -222,7 +237,10 @@ fn located(fault: &str) -> (String, String) {
     let named = |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.split_once('`'));
     if let Some((name, rest)) = named("unknown field `") {
         let known = rest.strip_prefix(", expected ").unwrap_or("nothing").replace('`', "");
-        return (member(name), format!("there is no such member; known here: {}", known.trim_start_matches("one of ")));
+        return (
+            member(name),
+            format!("there is no such member; known here: {}", known.trim_start_matches("one of ")),
+        );
     }
     if let Some((name, _)) = named("missing field `") {
         return (member(name), "it is missing".to_owned());
@@ -274,17 +292,32 @@ mod tests {
         check::<I>(r#"{"instance":"x","client_id":"y","pkse":true}"#, 422, "pkse", "no such member");
         check::<I>(r#"{"instance":"x"}"#, 422, "client_id", "missing");
         check::<I>(r#"{"instance":"x","client_id":{"a":"canary"}}"#, 422, "client_id", "expected a string");
-        check::<I>(r#"{"instance":"x","client_id":"y","client_secret":["canary"]}"#, 422, "client_secret", "string");
+        check::<I>(
+            r#"{"instance":"x","client_id":"y","client_secret":["canary"]}"#,
+            422,
+            "client_secret",
+            "string",
+        );
         check::<I>(r#"{"instance":"x","client_id":"y","client_id":"canary"}"#, 422, "client_id", "twice");
         check::<I>(r#"{"instance":"x","client_id":"y","pkce":"canary"}"#, 422, "pkce", "expected a boolean");
-        check::<I>(r#"{"instance":"x","client_id":"y","token_endpoint_auth":"canary"}"#, 422, "token_endpoint_auth", "basic");
+        check::<I>(
+            r#"{"instance":"x","client_id":"y","token_endpoint_auth":"canary"}"#,
+            422,
+            "token_endpoint_auth",
+            "basic",
+        );
         check::<I>(
             r#"{"instance":"x","client_id":"y","profiles":{"default":{"scope":"z"}}}"#,
             422,
             "profiles.default.scope",
             "grant_type",
         );
-        check::<I>(r#"{"instance":"x","client_id":"y","profiles":{"CANARY":{}}}"#, 422, "profiles.CANARY", "profile name");
+        check::<I>(
+            r#"{"instance":"x","client_id":"y","profiles":{"CANARY":{}}}"#,
+            422,
+            "profiles.CANARY",
+            "profile name",
+        );
         check::<I>(r#""canary""#, 422, "body", "IntegrationRequest");
         check::<I>(r#"{"instance":"canary"#, 400, "-", "line 1 column");
         check::<I>("", 400, "-", "not JSON");

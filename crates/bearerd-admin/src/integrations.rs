@@ -18,7 +18,10 @@ use crate::{
 /// List integrations, in the order of their ids.
 #[utoipa::path(get, path = "/v1/integrations", tag = "integrations", params(Paging),
     responses((status = 200, body = Items<Integration>)))]
-pub(crate) async fn list(State(app): State<App>, Params(paging): Params<Paging>) -> Result<Json<Items<Integration>>> {
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(paging): Params<Paging>,
+) -> Result<Json<Items<Integration>>> {
     let (cursor, limit) = paging.checked()?;
     let page = app.control.integrations(cursor.as_deref(), limit).await?;
     Ok(Json(reply::items(page, Integration::from)))
@@ -71,7 +74,11 @@ pub(crate) async fn put(
 /// Delete an integration that no connection is held under.
 #[utoipa::path(delete, path = "/v1/integrations/{id}", tag = "integrations",
     params(("id" = String, Path, description = "Integration id")), responses((status = 204, description = "Deleted")))]
-pub(crate) async fn delete(State(app): State<App>, Id(id): Id<IntegrationId>, expected: Expected) -> Result<StatusCode> {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Id(id): Id<IntegrationId>,
+    expected: Expected,
+) -> Result<StatusCode> {
     app.control.delete_integration(&id, expected.revision()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

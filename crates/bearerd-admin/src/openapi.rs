@@ -69,16 +69,13 @@ pub(crate) fn document(public_url: Option<&str>) -> openapi::OpenApi {
     }
     for (path, item) in &mut document.paths.paths {
         let one = path.ends_with("/{id}");
-        let Some(operations) = (path.starts_with("/v1/")).then(|| {
-            [
-                (&mut item.get, one, false),
-                (&mut item.put, one, one),
-                (&mut item.post, path == "/v1/keys", false),
-                (&mut item.delete, false, one),
-            ]
-        }) else {
-            continue;
-        };
+        // Operation, whether its answer has an ETag, whether it takes conditions.
+        let operations = [
+            (&mut item.get, one, false),
+            (&mut item.put, one, one),
+            (&mut item.post, path == "/v1/keys", false),
+            (&mut item.delete, false, one),
+        ];
         for (operation, tagged, conditional) in operations {
             if let Some(operation) = operation {
                 describe(operation, tagged, conditional);
@@ -98,11 +95,14 @@ pub fn openapi_json() -> String {
     text
 }
 
-/// Adds what all operations share: problems, ETags, conditions.
+/// Adds what all operations share: an id of its own, problems, `ETag`s, conditions.
 fn describe(operation: &mut Operation, tagged: bool, conditional: bool) {
+    let tag = operation.tags.iter().flatten().next().cloned().unwrap_or_default();
+    operation.operation_id = operation.operation_id.take().map(|name| format!("{tag}_{name}"));
     let text = || ObjectBuilder::new().schema_type(Type::String).build();
     if tagged {
-        let etag = HeaderBuilder::new().schema(Some(text())).description(Some("The revision, for If-Match")).build();
+        let etag =
+            HeaderBuilder::new().schema(Some(text())).description(Some("The revision, for If-Match")).build();
         for (status, response) in &mut operation.responses.responses {
             if let (true, RefOr::T(response)) = (status.starts_with('2'), response) {
                 response.headers.insert("ETag".to_owned(), etag.clone().into());
@@ -111,10 +111,16 @@ fn describe(operation: &mut Operation, tagged: bool, conditional: bool) {
     }
     if conditional {
         let condition = |name: &str, what: &str| -> Parameter {
-            ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header).schema(Some(text())).description(Some(what)).build()
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Header)
+                .schema(Some(text()))
+                .description(Some(what))
+                .build()
         };
         let parameters = operation.parameters.get_or_insert_default();
-        parameters.push(condition("If-Match", "Only if it is still at this ETag; * for: only if it exists").into());
+        parameters
+            .push(condition("If-Match", "Only if it is still at this ETag; * for: only if it exists").into());
         parameters.push(condition("If-None-Match", "*: only if it does not exist yet").into());
     }
     let problem = ResponseBuilder::new()
@@ -132,7 +138,7 @@ struct Common;
 
 impl Modify for Common {
     fn modify(&self, document: &mut openapi::OpenApi) {
-        document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+        env!("CARGO_PKG_VERSION").clone_into(&mut document.info.version);
         document.info.contact = None;
         let admin_key = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)

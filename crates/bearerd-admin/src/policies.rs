@@ -15,7 +15,10 @@ use crate::{
 
 /// List policies, in the order of their ids.
 #[utoipa::path(get, path = "/v1/policies", tag = "policies", params(Paging), responses((status = 200, body = Items<Policy>)))]
-pub(crate) async fn list(State(app): State<App>, Params(paging): Params<Paging>) -> Result<Json<Items<Policy>>> {
+pub(crate) async fn list(
+    State(app): State<App>,
+    Params(paging): Params<Paging>,
+) -> Result<Json<Items<Policy>>> {
     let (cursor, limit) = paging.checked()?;
     let page = app.control.policies(cursor.as_deref(), limit).await?;
     Ok(Json(reply::items(page, Policy::from)))
@@ -55,7 +58,11 @@ pub(crate) async fn put(
 /// Delete a policy that no caller key names.
 #[utoipa::path(delete, path = "/v1/policies/{id}", tag = "policies", params(("id" = String, Path, description = "Policy id")),
     responses((status = 204, description = "Deleted")))]
-pub(crate) async fn delete(State(app): State<App>, Id(id): Id<PolicyId>, expected: Expected) -> Result<StatusCode> {
+pub(crate) async fn delete(
+    State(app): State<App>,
+    Id(id): Id<PolicyId>,
+    expected: Expected,
+) -> Result<StatusCode> {
     app.control.delete_policy(&id, expected.revision()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -74,7 +74,11 @@ fn answer(in_full: bool, checks: Vec<Check>) -> Response {
     let ok = checks.iter().all(|check| check.ok);
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // A failing probe is an answer, not a refusal: the outermost layer leaves it as it is.
-    let mut response = if in_full { (status, Json(ProbeReport { ok, checks })).into_response() } else { status.into_response() };
+    let mut response = if in_full {
+        (status, Json(ProbeReport { ok, checks })).into_response()
+    } else {
+        status.into_response()
+    };
     response.extensions_mut().insert(Deliberate);
     response
 }

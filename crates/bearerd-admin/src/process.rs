@@ -31,14 +31,20 @@ impl ProcessMetrics {
     /// # Errors
     /// A name is taken in `registry`.
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        fn add<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> prometheus::Result<C> {
+        fn add<C: Collector + Clone + 'static>(
+            registry: &Registry,
+            metric: prometheus::Result<C>,
+        ) -> prometheus::Result<C> {
             let metric = metric?;
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         }
         let gauge = |name: &str, help: &str| add(registry, Gauge::new(name, help));
         Ok(Self {
-            cpu_seconds: add(registry, Counter::new("process_cpu_seconds_total", "User and system CPU time."))?,
+            cpu_seconds: add(
+                registry,
+                Counter::new("process_cpu_seconds_total", "User and system CPU time."),
+            )?,
             open_fds: gauge("process_open_fds", "Open file descriptors.")?,
             max_fds: gauge("process_max_fds", "Limit of open file descriptors.")?,
             resident_bytes: gauge("process_resident_memory_bytes", "Memory in RAM.")?,
@@ -73,12 +79,15 @@ impl Reading {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let stat = read("/proc/self/stat");
         let fields = stat_fields(&stat);
-        let field = |number: usize| fields.get(number - FIRST_FIELD).and_then(|text| text.parse::<f64>().ok());
+        let field =
+            |number: usize| fields.get(number - FIRST_FIELD).and_then(|text| text.parse::<f64>().ok());
         let boot = value_after(&read("/proc/stat"), "btime");
         let status = read("/proc/self/status");
         Self {
             cpu_seconds: field(14).zip(field(15)).map(|(user, system)| (user + system) / TICKS_PER_SECOND),
-            open_fds: fs::read_dir("/proc/self/fd").ok().map(|entries| f64::from(u32::try_from(entries.count()).unwrap_or(u32::MAX))),
+            open_fds: fs::read_dir("/proc/self/fd")
+                .ok()
+                .map(|entries| f64::from(u32::try_from(entries.count()).unwrap_or(u32::MAX))),
             max_fds: value_after(&read("/proc/self/limits"), "Max open files"),
             resident_bytes: value_after(&status, "VmRSS:").map(|kib| kib * 1024.0),
             virtual_bytes: value_after(&status, "VmSize:").map(|kib| kib * 1024.0),
@@ -87,7 +96,7 @@ impl Reading {
     }
 }
 
-/// The fields of proc_pid_stat(5) from the third on; the second, a name in parentheses, may hold anything.
+/// The fields of `proc_pid_stat(5)` from the third on; the second, a name in parentheses, may hold anything.
 fn stat_fields(stat: &str) -> Vec<&str> {
     stat.rsplit_once(')').map_or_else(Vec::new, |(_, rest)| rest.split_whitespace().collect())
 }
@@ -113,7 +122,10 @@ mod tests {
         assert!(reading.resident_bytes.unwrap() > 100_000.0, "{reading:?}");
         assert!(reading.virtual_bytes.unwrap() >= reading.resident_bytes.unwrap(), "{reading:?}");
         assert!(reading.open_fds.unwrap() >= 3.0 && reading.max_fds.unwrap() >= reading.open_fds.unwrap());
-        assert!(reading.start_time.unwrap() > 1_700_000_000.0 && reading.cpu_seconds.unwrap() >= 0.0, "{reading:?}");
+        assert!(
+            reading.start_time.unwrap() > 1_700_000_000.0 && reading.cpu_seconds.unwrap() >= 0.0,
+            "{reading:?}"
+        );
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Why a request was not done, on its way to becoming a [`Problem`]. The rest of the door returns a [`Refusal`]; the
 //! outermost layer alone renders it, so that an error of ours, of axum and of a panic look the same.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use bearerd_control::{ActError, StoreError};
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 
 use crate::wire::Problem;
 
@@ -16,7 +18,15 @@ pub(crate) struct Refusal {
     pub(crate) detail: String,
     pub(crate) fix: String,
     pub(crate) field: Option<String>,
-    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+    pub(crate) header: Option<RefusalHeader>,
+}
+
+/// What an error answer says in a header of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RefusalHeader {
+    /// `WWW-Authenticate`: which credentials are wanted (RFC 9110 §11.6.1).
+    WantsAdminKey,
+    RetryAfter(Duration),
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Refusal>;
@@ -45,8 +55,8 @@ impl Refusal {
     }
 
     #[must_use]
-    pub(crate) fn with_header(self, name: HeaderName, value: HeaderValue) -> Self {
-        Self { header: Some((name, value)), ..self }
+    pub(crate) fn with_header(self, header: RefusalHeader) -> Self {
+        Self { header: Some(header), ..self }
     }
 
     /// `If-Match` or `If-None-Match` did not hold.
@@ -107,7 +117,7 @@ impl From<ActError> for Refusal {
         match error {
             ActError::Invalid(field) => refusal.about(field.name),
             ActError::Upstream { retry_after: Some(pause), .. } => {
-                refusal.with_header(header::RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)))
+                refusal.with_header(RefusalHeader::RetryAfter(pause))
             }
             _ => refusal,
         }
@@ -142,7 +152,8 @@ fn sentence(text: &str) -> String {
 
 /// Leaves a first word that is a name (`client_id: …`, `import.access_token: …`) as it is.
 fn capitalised(text: &str) -> String {
-    let is_name = text.split(' ').next().is_some_and(|word| word.ends_with(':') || word.contains(['_', '.', '/']));
+    let is_name =
+        text.split(' ').next().is_some_and(|word| word.ends_with(':') || word.contains(['_', '.', '/']));
     let mut rest = text.chars();
     match rest.next() {
         Some(first) if !is_name => first.to_uppercase().chain(rest).collect(),
@@ -154,9 +165,13 @@ fn capitalised(text: &str) -> String {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
-        if let Some((name, value)) = &self.header {
-            response.headers_mut().insert(name, value.clone());
-        }
+        let header = self.header.map(|header| match header {
+            RefusalHeader::WantsAdminKey => {
+                (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"bearerd admin\""))
+            }
+            RefusalHeader::RetryAfter(pause) => (header::RETRY_AFTER, pause.as_secs().max(1).into()),
+        });
+        response.headers_mut().extend(header);
         response.extensions_mut().insert(self);
         response
     }
@@ -164,8 +179,6 @@ impl IntoResponse for Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[track_caller]
@@ -178,7 +191,8 @@ mod tests {
 
     #[test]
     fn each_act_error_has_one_status() {
-        let conflict = |code| ActError::Conflict { code, message: "it is in use".into(), fix: "Do so.".into() };
+        let conflict =
+            |code| ActError::Conflict { code, message: "it is in use".into(), fix: "Do so.".into() };
         let upstream = |retry_after| ActError::Upstream {
             code: "instance_asleep",
             message: "the instance sleeps".into(),

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::wire::Items;
 
-/// One resource with its ETag: the quoted revision.
+/// One resource with its `ETag`: the quoted revision.
 pub(crate) fn resource(status: StatusCode, revision: Revision, body: impl Serialize) -> Response {
-    let etag = HeaderValue::from_str(&format!("\"{}\"", revision.0)).expect("digits and quotes are visible ASCII");
+    let etag =
+        HeaderValue::from_str(&format!("\"{}\"", revision.0)).expect("digits and quotes are visible ASCII");
     (status, [(header::ETAG, etag)], Json(body)).into_response()
 }
 

@@ -24,7 +24,7 @@ use crate::{
     openapi,
     probes::Deliberate,
     process::ProcessMetrics,
-    refusal::Refusal,
+    refusal::{Refusal, RefusalHeader},
 };
 
 /// What handlers share.
@@ -102,8 +102,7 @@ async fn authorize(State(app): State<App>, mut request: Request, next: Next) -> 
 
 fn operator(keys: &AdminKeys, headers: &HeaderMap) -> Result<Operator, Refusal> {
     let refusal = |code: &'static str, detail: &str, fix: &str| {
-        Refusal::new(StatusCode::UNAUTHORIZED, code, detail, fix)
-            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"bearerd admin\""))
+        Refusal::new(StatusCode::UNAUTHORIZED, code, detail, fix).with_header(RefusalHeader::WantsAdminKey)
     };
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let text = match (given.next(), given.next()) {
@@ -118,10 +117,13 @@ fn operator(keys: &AdminKeys, headers: &HeaderMap) -> Result<Operator, Refusal> 
     keys.check(key.1.trim()).map_err(|refused| {
         let (detail, fix) = match refused {
             KeyRefused::Shape => ("this is not an admin key", "Send the key that begins with bda_."),
-            KeyRefused::Mistyped => ("the admin key's checksum is wrong", "Copy the key again, to its last character."),
-            KeyRefused::CallerKey => {
-                ("this is a caller key, which is for the proxy door", "Send an admin key: it begins with bda_.")
+            KeyRefused::Mistyped => {
+                ("the admin key's checksum is wrong", "Copy the key again, to its last character.")
             }
+            KeyRefused::CallerKey => (
+                "this is a caller key, which is for the proxy door",
+                "Send an admin key: it begins with bda_.",
+            ),
             KeyRefused::Unknown => (
                 "no such admin key",
                 "Send the key that `bearerd init` printed, or set admin.bootstrap_key to another one's.",
@@ -136,7 +138,10 @@ fn operator(keys: &AdminKeys, headers: &HeaderMap) -> Result<Operator, Refusal> 
 async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {
     let request_id = random_hex(REQUEST_ID_BYTES);
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let response =
         if is_cross_site(request.headers()) { cross_site().into_response() } else { next.run(request).await };
     let operator = response.extensions().get::<Operator>().map_or("-", |operator| &operator.name).to_owned();
@@ -162,7 +167,8 @@ fn rendered(response: Response, request_id: &str) -> (Response, Option<Refusal>)
     if !is_error || response.extensions().get::<Deliberate>().is_some() {
         return (response, None);
     }
-    let refusal = response.extensions().get::<Refusal>().cloned().unwrap_or_else(|| Refusal::of_status(status));
+    let refusal =
+        response.extensions().get::<Refusal>().cloned().unwrap_or_else(|| Refusal::of_status(status));
     let (mut parts, _) = response.into_parts();
     let body = serde_json::to_vec(&refusal.problem(request_id)).unwrap_or_default();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -170,7 +176,14 @@ fn rendered(response: Response, request_id: &str) -> (Response, Option<Refusal>)
     (Response::from_parts(parts, Body::from(body)), Some(refusal))
 }
 
-fn record(id: &str, method: &Method, route: &str, operator: &str, status: StatusCode, refusal: Option<&Refusal>) {
+fn record(
+    id: &str,
+    method: &Method,
+    route: &str,
+    operator: &str,
+    status: StatusCode,
+    refusal: Option<&Refusal>,
+) {
     let code = refusal.map_or("-", |refusal| refusal.code);
     let status = status.as_u16();
     if status >= 500 {
@@ -198,7 +211,6 @@ fn cross_site() -> Refusal {
 }
 
 /// The panic's text stays in the log of the panic hook: it may hold anything.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(_panic: Box<dyn Any + Send + 'static>) -> Response {
     Refusal::internal().into_response()
 }

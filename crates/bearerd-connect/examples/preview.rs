@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The samples have one flow.
+const COOKIE_NAME: &str = "bearerd-flow";
+
 struct Samples;
 
 impl Consents for Samples {
@@ -37,8 +40,13 @@ impl Consents for Samples {
 
     async fn begin_consent(&self, _link: &SecretText) -> Result<BegunConsent, ConsentFault> {
         let cookie_value = SecretText::parse("sample".to_owned()).map_err(|_| ConsentFault::LinkInvalid)?;
-        let authorization_url = "http://127.0.0.1:8097/oauth_auth.do?state=5a3b".to_owned();
-        Ok(BegunConsent { authorization_url, cookie_name: "bearerd-flow".to_owned(), cookie_value })
+        let authorization_url =
+            "https://acmehr.service-now.com/oauth_auth.do?response_type=code&state=5a3b".to_owned();
+        Ok(BegunConsent { authorization_url, cookie_name: COOKIE_NAME.to_owned(), cookie_value })
+    }
+
+    fn consent_cookie_name(&self, _state: &SecretText) -> String {
+        COOKIE_NAME.to_owned()
     }
 
     async fn finish_consent(&self, callback: Callback) -> Result<ConsentOutcome, ConsentFault> {
@@ -48,9 +56,9 @@ impl Consents for Samples {
 
     async fn consent_outcome(&self, id: &str) -> Option<ConsentOutcome> {
         let result = match id {
-            "confirm" => connected("Abel Tuter", true),
-            "done" => connected("svc.bearerd@example.com", false),
-            "odd" => connected("$(reboot) <b>'Ö", true),
+            "confirm" => connected("Abel Tuter", "abel.tuter", true),
+            "done" => connected("", "svc.bearerd@example.com", false),
+            "odd" => connected("<b>Ö", "$(reboot) 'x", true),
             "redirect" => failed(
                 "redirect_uri_refused",
                 "ServiceNow did not accept the address it should send you back to.",
@@ -77,6 +85,7 @@ fn page(connection: &str, expected_user: Option<&str>) -> LinkPage {
         connection: id(connection),
         integration: IntegrationId::parse("servicenow-hr").expect("an id"),
         instance: instance(),
+        authorization_origin: instance().as_str().to_owned(),
         requested_by: "maria.keller".to_owned(),
         expected_user: expected_user.map(str::to_owned),
         scopes: ["useraccount", "hr_read"].map(str::to_owned).to_vec(),
@@ -84,9 +93,14 @@ fn page(connection: &str, expected_user: Option<&str>) -> LinkPage {
     }
 }
 
-fn connected(user: &str, awaits_confirmation: bool) -> ConsentResult {
-    let user = user.to_owned();
-    ConsentResult::Connected { connection: id("hr-prod"), instance: instance(), user, awaits_confirmation }
+fn connected(user: &str, user_name: &str, awaits_confirmation: bool) -> ConsentResult {
+    ConsentResult::Connected {
+        connection: id("hr-prod"),
+        instance: instance(),
+        user: user.to_owned(),
+        user_name: user_name.to_owned(),
+        awaits_confirmation,
+    }
 }
 
 fn failed(code: &str, message: &str, fix: &str, detail: Option<&str>) -> ConsentResult {

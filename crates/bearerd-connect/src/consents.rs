@@ -1,4 +1,4 @@
-//! What this door needs of the control: four acts. A trait, so that the door's tests script the far side.
+//! What this door needs of the control: four acts and a name. A trait, so that the door's tests script the far side.
 
 use std::future::Future;
 
@@ -13,6 +13,8 @@ pub trait Consents: Send + Sync + 'static {
         &self,
         link: &SecretText,
     ) -> impl Future<Output = Result<BegunConsent, ConsentFault>> + Send;
+
+    fn consent_cookie_name(&self, state: &SecretText) -> String;
 
     fn finish_consent(
         &self,
@@ -29,6 +31,10 @@ impl Consents for Control {
 
     async fn begin_consent(&self, link: &SecretText) -> Result<BegunConsent, ConsentFault> {
         Self::begin_consent(self, link).await
+    }
+
+    fn consent_cookie_name(&self, state: &SecretText) -> String {
+        Self::consent_cookie_name(self, state)
     }
 
     async fn finish_consent(&self, callback: Callback) -> Result<ConsentOutcome, ConsentFault> {

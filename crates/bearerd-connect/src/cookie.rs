@@ -2,11 +2,8 @@
 //! the name has the `__Host-` prefix: a browser then accepts it only with `Secure`, `Path=/` and no `Domain`, so that
 //! no neighbour under the same domain can plant one.
 //!
-//! Each flow has a cookie of its own name, so that several can run in one browser (O-56). The name does not tell which
-//! flow it belongs to; so the value ends in a tag of the flow's `state`, and the callback clears the cookie of its
-//! own flow and no other. The tag is a short hash: it proves nothing and is checked for nothing else.
-
-use std::fmt::Write;
+//! Each flow has a cookie of its own name, so that several can run in one browser (O-56). The control makes the name,
+//! and finds it again by the callback's `state`.
 
 use bearerd_model::SecretText;
 use http::{HeaderMap, HeaderValue, header::COOKIE};
@@ -17,39 +14,11 @@ pub(crate) struct FlowCookies {
     pub(crate) https: bool,
 }
 
-/// A cookie of the request that has the shape of ours.
-#[derive(Debug)]
-pub(crate) struct FlowCookie {
-    /// Without `__Host-`.
-    pub(crate) name: String,
-    pub(crate) value: SecretText,
-    tag: StateTag,
-}
-
-/// Which flow a cookie belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StateTag(String);
-
-impl StateTag {
-    pub(crate) fn of(state: &str) -> Self {
-        let mut hex = String::with_capacity(TAG_BYTES * 2);
-        for byte in bearerd_crypto::sha256(state.as_bytes()).iter().take(TAG_BYTES) {
-            write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
-        }
-        Self(hex)
-    }
-
-    /// The name of the cookie that belongs to this flow.
-    pub(crate) fn name_among<'a>(&self, cookies: &'a [FlowCookie]) -> Option<&'a str> {
-        cookies.iter().find(|cookie| cookie.tag == *self).map(|cookie| cookie.name.as_str())
-    }
-}
-
 impl FlowCookies {
     /// `Set-Cookie` for a flow that begins. `None`: `name` or `value` do not fit into a cookie.
-    pub(crate) fn set(self, name: &str, value: &SecretText, StateTag(tag): &StateTag) -> Option<HeaderValue> {
+    pub(crate) fn set(self, name: &str, value: &SecretText) -> Option<HeaderValue> {
         let fits = value.expose().bytes().all(is_cookie_octet);
-        if fits { self.written(name, &format!("{}.{tag}", value.expose()), FLOW_LIFETIME_S) } else { None }
+        if fits { self.written(name, value.expose(), FLOW_LIFETIME_S) } else { None }
     }
 
     /// `Set-Cookie` that makes the browser forget a flow's cookie.
@@ -57,27 +26,26 @@ impl FlowCookies {
         self.written(name, "", 0)
     }
 
-    /// The request's cookies that may be ours. Over https, those without `__Host-` are left out: they may come from
-    /// a neighbour. What does not fit into a cookie is left out, too.
-    pub(crate) fn read(self, headers: &HeaderMap) -> Vec<FlowCookie> {
+    /// The request's cookies that may be ours, each with its name without `__Host-`. Over https, those that have no
+    /// `__Host-` are left out: they may come from a neighbour. What does not fit into a cookie is left out, too.
+    pub(crate) fn read(self, headers: &HeaderMap) -> Vec<(String, SecretText)> {
         let lines = headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(|line| line.split(';')).take(COOKIES_MAX).filter_map(|pair| self.own(pair)).collect()
     }
 
-    fn own(self, pair: &str) -> Option<FlowCookie> {
+    fn own(self, pair: &str) -> Option<(String, SecretText)> {
         let (name, value) = pair.trim_matches([' ', '\t']).split_once('=')?;
         let name = match (self.https, name.strip_prefix(HOST_PREFIX)) {
             (true, own) => own?,
             (false, None) => name,
             (false, Some(_)) => return None,
         };
-        let (value, tag) = value.rsplit_once('.')?;
         let fits = !name.is_empty() && name.bytes().all(is_token) && value.bytes().all(is_cookie_octet);
         if !fits {
             return None;
         }
         let value = SecretText::parse(value.to_owned()).ok()?;
-        Some(FlowCookie { name: name.to_owned(), value, tag: StateTag(tag.to_owned()) })
+        Some((name.to_owned(), value))
     }
 
     fn written(self, name: &str, value: &str, lifetime_s: u32) -> Option<HeaderValue> {
@@ -108,9 +76,6 @@ const HOST_PREFIX: &str = "__Host-";
 /// As long as the flow itself lives (product contract §4).
 const FLOW_LIFETIME_S: u32 = 600;
 
-/// Enough to tell the flows of one browser apart.
-const TAG_BYTES: usize = 8;
-
 /// Browsers keep about 180 cookies a site; a request with more than these is not one of our flows.
 const COOKIES_MAX: usize = 200;
 
@@ -134,58 +99,41 @@ mod tests {
             headers.append(COOKIE, HeaderValue::from_bytes(line).unwrap());
         }
         let read = cookies.read(&headers);
-        let read: Vec<_> = read.iter().map(|cookie| (cookie.name.as_str(), cookie.value.expose())).collect();
+        let read: Vec<_> = read.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
         assert_eq!(read, expected);
     }
 
     /// O-05: the attributes that a browser must see; `Domain` never.
     #[test]
     fn a_flow_cookie_is_bound_to_this_host() {
-        let tag = StateTag("7a6".to_owned());
-        let set = HTTPS.set("bearerd-1", &value("v4lue"), &tag).unwrap();
+        let set = HTTPS.set("bearerd-1", &value("v4lue")).unwrap();
         assert_eq!(
             set.to_str().unwrap(),
-            "__Host-bearerd-1=v4lue.7a6; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure"
+            "__Host-bearerd-1=v4lue; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure"
         );
         assert!(!format!("{set:?}").contains("v4lue"), "not in logs");
-        let set = HTTP.set("bearerd-1", &value("v4lue"), &tag).unwrap();
-        assert_eq!(set.to_str().unwrap(), "bearerd-1=v4lue.7a6; Path=/; Max-Age=600; HttpOnly; SameSite=Lax");
+        let set = HTTP.set("bearerd-1", &value("v4lue")).unwrap();
+        assert_eq!(set.to_str().unwrap(), "bearerd-1=v4lue; Path=/; Max-Age=600; HttpOnly; SameSite=Lax");
         let clear = HTTPS.clear("bearerd-1").unwrap();
         assert_eq!(
             clear.to_str().unwrap(),
             "__Host-bearerd-1=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax; Secure"
         );
         for (name, text) in [("", "v"), ("a b", "v"), ("a;", "v"), ("a", "v;Domain=evil"), ("a", "v w")] {
-            assert!(HTTPS.set(name, &value(text), &tag).is_none(), "{name:?} {text:?}");
+            assert!(HTTPS.set(name, &value(text)).is_none(), "{name:?} {text:?}");
         }
     }
 
     /// O-02, O-03: all cookies are seen, in any arrangement; over https, only those no neighbour can plant.
     #[test]
     fn cookies_are_read_as_the_browser_sends_them() {
-        check_read(HTTP, &[b"a=1.t; b=2.t;c=3.t"], &[("a", "1"), ("b", "2"), ("c", "3")]);
-        check_read(HTTP, &[b"a=1.t", b"b=x=y.z.t"], &[("a", "1"), ("b", "x=y.z")]);
-        check_read(HTTP, &[b"__Host-a=1.t; b=2.t"], &[("b", "2")]);
-        check_read(HTTPS, &[b"a=0.t; __Host-a=1.t; __Secure-a=2.t; __host-a=3.t"], &[("a", "1")]);
-        check_read(HTTP, &[b"a=1.t; \xff=1.t"], &[]);
-        check_read(HTTP, &[b"=1.t; a; ; a=; a=1; a=.t; a=\"q\".t; b c=1.t; b=2.t"], &[("b", "2")]);
+        check_read(HTTP, &[b"a=1; b=2;c=3; a=4"], &[("a", "1"), ("b", "2"), ("c", "3"), ("a", "4")]);
+        check_read(HTTP, &[b"a=1", b"b=x=y.z"], &[("a", "1"), ("b", "x=y.z")]);
+        check_read(HTTP, &[b"__Host-a=1; b=2"], &[("b", "2")]);
+        check_read(HTTPS, &[b"a=0; __Host-a=1; __Secure-a=2; __host-a=3"], &[("a", "1")]);
+        check_read(HTTP, &[b"a=1; \xff=1"], &[]);
+        check_read(HTTP, &[b"=1; a; ; a=; a=\"q\"; b c=1; b=2"], &[("b", "2")]);
         check_read(HTTPS, &[], &[]);
-    }
-
-    /// O-56: a callback finds the cookie of its own flow, whatever others there are.
-    #[test]
-    fn a_state_finds_its_cookie() {
-        let mut headers = HeaderMap::new();
-        for (name, state) in [("one", "state-1"), ("two", "state-2")] {
-            let set = HTTPS.set(name, &value("v"), &StateTag::of(state)).unwrap();
-            headers.append(COOKIE, set.to_str().unwrap().split(';').next().unwrap().parse().unwrap());
-        }
-        let cookies = HTTPS.read(&headers);
-        for (state, name) in
-            [("state-1", Some("one")), ("state-2", Some("two")), ("state-3", None), ("", None)]
-        {
-            assert_eq!(StateTag::of(state).name_among(&cookies), name, "{state}");
-        }
     }
 
     proptest! {
@@ -202,12 +150,12 @@ mod tests {
         #[test]
         fn a_cookie_that_was_set_is_read(text in "[!#-+\\--:<-\\[\\]-~]{1,40}", https in any::<bool>()) {
             let cookies = FlowCookies { https };
-            let set = cookies.set("flow", &value(&text), &StateTag::of("s")).unwrap();
+            let set = cookies.set("flow", &value(&text)).unwrap();
             let pair = set.to_str().unwrap().split(';').next().unwrap().to_owned();
             let mut headers = HeaderMap::new();
             headers.append(COOKIE, HeaderValue::try_from(format!("other=1; {pair}; __Host-x=2")).unwrap());
             let read = cookies.read(&headers);
-            prop_assert!(read.iter().any(|cookie| cookie.name == "flow" && cookie.value.expose() == text));
+            prop_assert!(read.iter().any(|(name, value)| name == "flow" && value.expose() == text));
         }
     }
 }

@@ -27,11 +27,13 @@ pub(crate) fn secure(headers: &mut HeaderMap, forms: &Forms, https: bool) {
 fn content_security_policy(forms: &Forms) -> HeaderValue {
     let form_action = match forms {
         Forms::None => "'none'".to_owned(),
-        Forms::Instance { origin, tls: false } => format!("'self' {origin}"),
-        Forms::Instance { origin, tls: true } => format!("'self' {origin} https:"),
+        Forms::AuthorizationEndpoint { origin } if origin.starts_with("https:") => {
+            format!("'self' {origin} https:")
+        }
+        Forms::AuthorizationEndpoint { origin } => format!("'self' {origin}"),
     };
     let text = format!("{}; form-action {form_action}", *BASE_POLICY);
-    HeaderValue::try_from(text).expect("an instance origin is visible ASCII")
+    HeaderValue::try_from(text).expect("the origin of a URL is visible ASCII")
 }
 
 static BASE_POLICY: LazyLock<String> = LazyLock::new(|| {

@@ -22,12 +22,11 @@ pub(crate) struct Page {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Forms {
     None,
-    /// To this door, which redirects to the instance. Chromium holds `form-action` against every hop of that
-    /// redirect (seen in 156), so the instance must be admitted, and behind an https instance the sign-in pages that
-    /// it sends people to; nobody can list those in advance.
-    Instance {
+    /// To this door, which redirects to the authorization endpoint at this origin. Chromium holds `form-action`
+    /// against every hop of that redirect (seen in 156), so the origin must be admitted, and behind an https one the
+    /// sign-in pages that it sends people to; nobody can list those in advance.
+    AuthorizationEndpoint {
         origin: String,
-        tls: bool,
     },
 }
 
@@ -45,7 +44,6 @@ pub(crate) enum Stop {
     BodyTooSlow,
     /// The body broke off.
     BodyBroken,
-
     Overloaded,
     /// A fault of ours.
     Internal,
@@ -78,7 +76,6 @@ impl Stop {
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTooSlow => "request_too_slow",
             Self::BodyBroken => "request_malformed",
-
             Self::Overloaded => "overloaded",
             Self::Internal => "internal",
         }
@@ -212,9 +209,8 @@ fn bad_request(status: StatusCode, message: &'static str) -> Notice {
 
 /// The page behind a connect link.
 pub(crate) fn connect(link: &LinkPage) -> Page {
-    let instance = link.instance.authority();
     let page = ConnectPage {
-        instance,
+        instance: link.instance.authority(),
         connection: link.connection.as_str(),
         integration: link.integration.as_str(),
         requested_by: &shown(&link.requested_by, NAME_CHARS_MAX),
@@ -222,21 +218,29 @@ pub(crate) fn connect(link: &LinkPage) -> Page {
         scopes: link.scopes.iter().map(|scope| shown(scope, NAME_CHARS_MAX)).collect(),
         expires_at: utc(link.expires_at),
     };
-    let forms = Forms::Instance { origin: link.instance.as_str().to_owned(), tls: link.instance.is_tls() };
-    rendered(StatusCode::OK, &page, forms)
+    rendered(
+        StatusCode::OK,
+        &page,
+        Forms::AuthorizationEndpoint { origin: link.authorization_origin.clone() },
+    )
 }
 
 /// The result page. It is 200 for a failed consent too: the page itself is what was asked for.
 pub(crate) fn outcome(outcome: &ConsentOutcome) -> Page {
     match &outcome.result {
-        ConsentResult::Connected { connection, instance, user, awaits_confirmation } => {
-            let user = shown(user, NAME_CHARS_MAX);
+        ConsentResult::Connected { connection, instance, user, user_name, awaits_confirmation } => {
+            let [user, user_name] = [user, user_name].map(|name| shown(name, NAME_CHARS_MAX));
+            let (name, confirmed) = match (user.as_str(), user_name.as_str()) {
+                ("", only) | (only, "") => (only, only),
+                both => both,
+            };
             let confirm_command =
-                format!("bearerd connection confirm {connection} --user {}", shell_argument(&user));
+                format!("bearerd connection confirm {connection} --user {}", shell_argument(confirmed));
             let page = ConnectedPage {
                 instance: instance.authority(),
                 connection: connection.as_str(),
-                user: &user,
+                user: name,
+                user_name: Some(confirmed).filter(|confirmed| *confirmed != name),
                 awaits_confirmation: *awaits_confirmation,
                 confirm_command,
             };
@@ -276,6 +280,8 @@ struct ConnectedPage<'a> {
     instance: &'a str,
     connection: &'a str,
     user: &'a str,
+    /// Where it says more than `user`.
+    user_name: Option<&'a str>,
     awaits_confirmation: bool,
     confirm_command: String,
 }

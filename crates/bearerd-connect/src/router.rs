@@ -12,12 +12,11 @@ use http::{
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tokio::{sync::Semaphore, time::timeout};
-use url::Url;
 
 use crate::{
     callback::CallbackQuery,
     consents::Consents,
-    cookie::{FlowCookies, StateTag},
+    cookie::FlowCookies,
     headers::secure,
     pages::{self, Forms, Page, Stop},
     route::Route,
@@ -143,8 +142,7 @@ impl<C: Consents> Inner<C> {
         // Before the link is used up: a request that breaks off has not been made.
         drain(request.into_body()).await?;
         let begun = self.consents.begin_consent(link).await?;
-        let tag = StateTag::of(&state_of(&begun.authorization_url).ok_or(Stop::Internal)?);
-        let cookie = self.cookies.set(&begun.cookie_name, &begun.cookie_value, &tag).ok_or(Stop::Internal)?;
+        let cookie = self.cookies.set(&begun.cookie_name, &begun.cookie_value).ok_or(Stop::Internal)?;
         let mut location = HeaderValue::try_from(begun.authorization_url).map_err(|_| Stop::Internal)?;
         location.set_sensitive(true);
         Ok(Answer { content: Content::SeeOther(location), cookie: Some(cookie) })
@@ -157,9 +155,9 @@ impl<C: Consents> Inner<C> {
         let parsed = CallbackQuery::parse(query.as_bytes());
         let state = parsed.as_ref().map_or_else(|malformed| malformed.state.as_ref(), CallbackQuery::state);
         let cookie = state
-            .and_then(|state| StateTag::of(state.expose()).name_among(&cookies))
-            .and_then(|name| self.cookies.clear(name));
-        let cookies = cookies.into_iter().map(|cookie| (cookie.name, cookie.value)).collect();
+            .map(|state| self.consents.consent_cookie_name(state))
+            .filter(|name| cookies.iter().any(|(held, _)| held == name))
+            .and_then(|name| self.cookies.clear(&name));
         let outcome = match parsed {
             Ok(query) => self.consents.finish_consent(query.into_callback(path_integration, cookies)).await,
             Err(malformed) => {
@@ -238,11 +236,6 @@ where
     }
 }
 
-fn state_of(authorization_url: &str) -> Option<String> {
-    let url = Url::parse(authorization_url).ok()?;
-    url.query_pairs().find(|(name, _)| name == "state").map(|(_, state)| state.into_owned())
-}
-
 /// The result page's address, without anything that the callback brought (O-29).
 fn done_address(outcome: &ConsentOutcome) -> Result<HeaderValue, Stop> {
     HeaderValue::try_from(format!("/connect/done/{}", outcome.id)).map_err(|_| Stop::Internal)
@@ -264,7 +257,7 @@ const REQUEST_ID_BYTES: usize = 8;
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("5");
 
 /// Requests answered at once. People are few; the longest answer is the callback's, which waits for the instance.
-const REQUESTS_MAX: usize = 256;
+pub(crate) const REQUESTS_MAX: usize = 256;
 /// The form of the connect page is empty.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

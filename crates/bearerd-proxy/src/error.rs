@@ -283,7 +283,9 @@ impl Code {
                 "The instance dropped the request (status 202): too many were waiting in one session",
                 "Lower the number of calls at once; repeat this one only if that is safe.",
             ),
-            Self::Overloaded => line("overloaded", 503, true, "bearerd is overloaded", "Wait as Retry-After says."),
+            Self::Overloaded => {
+                line("overloaded", 503, true, "bearerd is overloaded", "Wait as Retry-After says.")
+            }
             Self::Draining => line(
                 "draining",
                 503,
@@ -374,10 +376,8 @@ impl Fault {
                 headers.insert(header::WWW_AUTHENTICATE, challenge);
             }
             Code::MethodRefused => {
-                headers.insert(
-                    header::ALLOW,
-                    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"),
-                );
+                headers
+                    .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
             }
             _ => {}
         }
@@ -438,7 +438,8 @@ impl Wanted {
         for value in headers.get_all(header::ACCEPT) {
             for range in value.as_bytes().split(|byte| *byte == b',') {
                 let range = range.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-                if range.eq_ignore_ascii_case(b"application/json") || range.eq_ignore_ascii_case(b"text/json") {
+                if range.eq_ignore_ascii_case(b"application/json") || range.eq_ignore_ascii_case(b"text/json")
+                {
                     wanted = wanted.or(Some(Format::Json));
                 } else if range.eq_ignore_ascii_case(b"application/xml")
                     || range.eq_ignore_ascii_case(b"text/xml")
@@ -524,9 +525,8 @@ mod tests {
 
     #[test]
     fn the_head_carries_code_id_and_what_the_status_demands() {
-        let respond = |code: Code| {
-            Fault::new(code).respond(Format::Json, RequestId::for_test("r1")).into_parts().0
-        };
+        let respond =
+            |code: Code| Fault::new(code).respond(Format::Json, RequestId::for_test("r1")).into_parts().0;
         for code in Code::ALL {
             let parts = respond(code);
             assert_eq!(parts.status, code.status());

@@ -42,19 +42,16 @@ pub(crate) fn check<'a>(
 
 /// `host[:port]`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
 pub(crate) fn is_host(text: &[u8]) -> bool {
-    let (host, port) = match text.strip_prefix(b"[") {
-        Some(inner) => {
-            let Some(end) = inner.iter().position(|byte| *byte == b']') else { return false };
-            let address = std::str::from_utf8(&inner[..end]).ok();
-            if address.and_then(|address| address.parse::<std::net::Ipv6Addr>().ok()).is_none() {
-                return false;
-            }
-            (None, &inner[end + 1..])
+    let (host, port) = if let Some(inner) = text.strip_prefix(b"[") {
+        let Some(end) = inner.iter().position(|byte| *byte == b']') else { return false };
+        let address = std::str::from_utf8(&inner[..end]).ok();
+        if address.and_then(|address| address.parse::<std::net::Ipv6Addr>().ok()).is_none() {
+            return false;
         }
-        None => {
-            let end = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
-            (Some(&text[..end]), &text[end..])
-        }
+        (None, &inner[end + 1..])
+    } else {
+        let end = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
+        (Some(&text[..end]), &text[end..])
     };
     let named = host.is_none_or(|host| {
         (1..=HOST_BYTES_MAX).contains(&host.len())
@@ -94,7 +91,9 @@ fn check_headers<'a>(limits: &Limits, headers: &'a HeaderMap) -> Result<&'a str,
             let text = std::str::from_utf8(value).ok().filter(|_| is_host(value));
             match text.filter(|_| host.is_none()) {
                 Some(text) => host = Some(text),
-                None => return Err(Fault::malformed("There is not exactly one Host header with a host in it.")),
+                None => {
+                    return Err(Fault::malformed("There is not exactly one Host header with a host in it."));
+                }
             }
         } else if *name == header::EXPECT && !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(Fault::new(Code::ExpectationRefused).closing());
@@ -123,24 +122,21 @@ mod tests {
     use crate::settings::ProxySettings;
 
     #[track_caller]
-    fn check_head(
-        method: &str,
-        target: &str,
-        headers: &[(&str, &str)],
-        expected: Option<(&str, bool)>,
-    ) {
+    fn check_head(method: &str, target: &str, headers: &[(&str, &str)], expected: Option<(&str, bool)>) {
         let map: HeaderMap = headers
             .iter()
             .map(|(name, value)| {
                 (HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
             })
             .collect();
-        let limits = ProxySettings { hosts: vec!["b.example".into(), "B2.example:1".into()], ..Default::default() };
+        let limits =
+            ProxySettings { hosts: vec!["b.example".into(), "B2.example:1".into()], ..Default::default() };
         let limits = limits.limits().unwrap();
         let has_body = map.contains_key("x-body");
         let method = http::Method::from_bytes(method.as_bytes()).unwrap();
         let outcome = check(&limits, &method, &target.parse().unwrap(), &map, has_body).map_err(|fault| {
-            let response = fault.respond(crate::error::Format::Json, crate::request_id::RequestId::for_test("r"));
+            let response =
+                fault.respond(crate::error::Format::Json, crate::request_id::RequestId::for_test("r"));
             (fault.code.name(), response.headers().contains_key(header::CONNECTION))
         });
         assert_eq!(outcome.as_ref().err().copied(), expected, "{method} {target} {headers:?}");
@@ -161,7 +157,9 @@ mod tests {
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
             check_head(method, "/x?y", &[HOST], None);
         }
-        for method in ["CONNECT", "TRACE", "TRACK", "OPTIONS", "get", "Get", "PROPFIND", "PRI", "DEBUG", "GETX"] {
+        for method in
+            ["CONNECT", "TRACE", "TRACK", "OPTIONS", "get", "Get", "PROPFIND", "PRI", "DEBUG", "GETX"]
+        {
             check_head(method, "/x", &[HOST], METHOD);
         }
         check_head("CONNECT", "b.example:443", &[HOST], METHOD);
@@ -171,7 +169,18 @@ mod tests {
         check_head("GET", "/x", &[], MALFORMED);
         check_head("GET", "/x", &[HOST, HOST], MALFORMED);
         check_head("GET", "/x", &[HOST, ("host", "other")], MALFORMED);
-        for host in ["", "a b", "u@b.example", "b.example:", "b.example:x", "b.example,c", "b/x", "[::1", "[x]", "::1"] {
+        for host in [
+            "",
+            "a b",
+            "u@b.example",
+            "b.example:",
+            "b.example:x",
+            "b.example,c",
+            "b/x",
+            "[::1",
+            "[x]",
+            "::1",
+        ] {
             check_head("GET", "/x", &[("host", host)], MALFORMED);
         }
         for host in ["other", "b.example:80", "b2.example", "[::1]:80", "127.0.0.1"] {

@@ -1,1 +1,33 @@
-//! Door 1, callers: match a route, ask policy, take the access token, stream both bodies
+//! Door 1: callers. A service calls with its own key; bearerd checks its policy, injects a fresh access token and
+//! streams the answer back.
+//!
+//! The life of a call, in [`call`]: [`wire`] and [`head`] refuse what is no clean HTTP request → [`route`] parses the
+//! path → [`credentials`] finds the key → [`admit`] decides, from snapshots in memory, and names the token →
+//! [`upstream_head`] rebuilds the request → [`pool`] has a connection → [`body`] streams → [`answer_head`] scrubs what
+//! comes back. [`error`] is what bearerd itself answers.
+//!
+//! Deliberately absent: a store, a token endpoint, another door, a cookie jar, a follower of redirects, a retry other
+//! than the one after a 401, and locks on the way of a call.
+
+mod admit;
+mod answer_head;
+mod body;
+mod call;
+mod coarse;
+mod credentials;
+mod door;
+mod error;
+mod head;
+mod metrics;
+mod pool;
+mod request_id;
+mod route;
+mod settings;
+mod upstream_head;
+mod wire;
+mod worker;
+
+pub use door::{DoorError, ProxyDoor};
+pub use error::Code as ErrorCode;
+pub use metrics::ProxyMetrics;
+pub use settings::{ProxySettings, ProxySettingsError};

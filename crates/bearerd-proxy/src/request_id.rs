@@ -87,7 +87,8 @@ mod tests {
             assert_eq!(id(&[kept.as_bytes()]), kept);
         }
         let long = "x".repeat(65);
-        for replaced in [&[b"".as_slice()][..], &[b"a b"], &[b"a\"b"], &[b"\xff"], &[long.as_bytes()], &[b"a", b"a"], &[]]
+        for replaced in
+            [&[b"".as_slice()][..], &[b"a b"], &[b"a\"b"], &[b"\xff"], &[long.as_bytes()], &[b"a", b"a"], &[]]
         {
             let made = id(replaced);
             assert_eq!(made.len(), 21, "{made}");

@@ -125,7 +125,8 @@ impl ProxySettings {
         if let Some(bad) = hosts.iter().find(|host| !crate::head::is_host(host.as_bytes())) {
             return Err(ProxySettingsError::Host(bad.clone()));
         }
-        if let (false, Some((_, own))) = (hosts.is_empty(), public_url.as_deref().and_then(|url| url.split_once("://")))
+        if let (false, Some((_, own))) =
+            (hosts.is_empty(), public_url.as_deref().and_then(|url| url.split_once("://")))
         {
             hosts.push(own.to_owned());
         }

@@ -1,6 +1,6 @@
 //! Where the server is, how to log in, and whether it may hold connections.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use bearerd_model::SecretText;
 use bearerd_store::StoreError;
@@ -12,8 +12,8 @@ use url::Url;
 
 use crate::link::{self, Failure, Link, Request};
 
-/// How to reach Redis. `Debug` shows no secret.
-#[derive(Debug, Clone)]
+/// How to reach Redis. `Debug` shows no secret, not even one that was put into the URL by mistake.
+#[derive(Clone)]
 pub struct RedisSettings {
     /// `redis://host[:port][/database]`, or `rediss://…` for TLS. Without user and password.
     pub url: String,
@@ -121,6 +121,21 @@ impl RedisSettings {
             return Err(ConnectRedisError::MalformedCaFile { path: path.clone() });
         }
         Ok(Some(pem))
+    }
+}
+
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, username, password, ca_file, connect_timeout, response_timeout, key_prefix } = self;
+        f.debug_struct("RedisSettings")
+            .field("url", &if url.contains('@') { "redacted" } else { url })
+            .field("username", username)
+            .field("password", password)
+            .field("ca_file", ca_file)
+            .field("connect_timeout", connect_timeout)
+            .field("response_timeout", response_timeout)
+            .field("key_prefix", key_prefix)
+            .finish()
     }
 }
 
@@ -267,7 +282,7 @@ mod tests {
     async fn secrets_do_not_show() {
         let mut settings = RedisSettings::new("redis://user:canary@127.0.0.1");
         let error = settings.link().await.err().unwrap();
-        assert!(!format!("{error} {error:?}").contains("canary"), "{error}");
+        assert!(!format!("{error} {error:?} {settings:?}").contains("canary"), "{error}");
         settings = RedisSettings::new("redis://127.0.0.1");
         settings.password = Some(SecretText::parse("canary".to_owned()).unwrap());
         assert!(!format!("{settings:?}").contains("canary"));

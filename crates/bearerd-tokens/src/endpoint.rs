@@ -156,9 +156,10 @@ pub(crate) async fn read_user(
     parse_user(&fetched)
 }
 
-/// `sys_user` where `sys_id=javascript:gs.getUserID()`: whoever asks.
+/// `sys_user` where `sys_id=javascript:gs.getUserID()`: whoever asks. An instance that does not evaluate that may
+/// ignore the condition and answer every user; asked for two, it cannot pass any of them off as the one.
 const USER_PATH: &str = "/api/now/table/sys_user?sysparm_query=sys_id%3Djavascript%3Ags.getUserID()\
-                         &sysparm_fields=sys_id,user_name,name&sysparm_limit=1&sysparm_exclude_reference_link=true";
+                         &sysparm_fields=sys_id,user_name,name&sysparm_limit=2&sysparm_exclude_reference_link=true";
 
 fn parse_user(fetched: &Fetched) -> Result<InstanceUser, UserCallError> {
     #[derive(serde::Deserialize)]
@@ -172,22 +173,19 @@ fn parse_user(fetched: &Fetched) -> Result<InstanceUser, UserCallError> {
         status => return Err(UserCallError::Status(status)),
     }
     let html = text_header(&fetched.headers, &header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.starts_with("text/html"));
-    if html {
+        .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
+    if html || fetched.body.trim_ascii_start().first() == Some(&b'<') {
         return Err(UserCallError::Asleep);
     }
     let answer: Answer = serde_json::from_slice(&fetched.body).map_err(|_| UserCallError::NoUser)?;
-    answer
-        .result
-        .into_iter()
-        .next()
-        .filter(|user| !user.sys_id.is_empty())
-        .map(|user| InstanceUser {
+    match answer.result.as_slice() {
+        [user] if !user.sys_id.is_empty() => Ok(InstanceUser {
             sys_id: cut(&user.sys_id),
             user_name: cut(&user.user_name),
             name: cut(&user.name),
-        })
-        .ok_or(UserCallError::NoUser)
+        }),
+        _ => Err(UserCallError::NoUser),
+    }
 }
 
 /// Names come from the instance: bounded, and free of control characters.

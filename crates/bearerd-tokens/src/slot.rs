@@ -1,7 +1,7 @@
 //! One connection in memory: the view that the proxy door reads without waiting, and the state behind it.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,12 +10,11 @@ use arc_swap::ArcSwap;
 use bearerd_model::{
     Connection, ConnectionId, Generation, GrantType, Integration, Lifecycle, Profile, UnixTime,
 };
-use bearerd_store::{Revision, Versioned};
 use tokio::sync::watch;
 
 use crate::{
     ConnectionView, LastUse, LendError, LentToken, Standing, Upstream,
-    transition::{Base, can_refresh},
+    transition::{Base, can_refresh, record_issue},
 };
 
 pub(crate) struct Slot {
@@ -24,12 +23,14 @@ pub(crate) struct Slot {
     view: ArcSwap<ConnectionView>,
     /// Told whenever the view changed or a refresh ended.
     changed: watch::Sender<()>,
+    /// Held from a store command about this connection until its result is in `state`. Revisions have no order, so
+    /// this is what keeps memory from going back to a record that was read before a newer one was written.
+    pub(crate) in_step: tokio::sync::Mutex<()>,
     state: Mutex<SlotState>,
 }
 
 /// Behind the view; locked for moments, never across a wait.
 pub(crate) struct SlotState {
-    pub(crate) revision: Revision,
     pub(crate) connection: Connection,
     pub(crate) integration: Arc<Integration>,
     pub(crate) upstream: Arc<Upstream>,
@@ -41,8 +42,11 @@ pub(crate) struct SlotState {
     pub(crate) failures: u32,
     /// The generation that has had its forced refresh.
     pub(crate) forced: Option<Generation>,
-    /// The stored grant that memory is ahead of, while the store does not take the newer one.
-    pub(crate) uncommitted: Option<Base>,
+    /// What the store may hold while it has not taken the grant that memory holds: the grant that memory is ahead
+    /// of, and each one offered since whose write was not confirmed. Empty: memory holds what the store holds.
+    pub(crate) uncommitted: Vec<Base>,
+    /// Set, for good, once this slot no longer stands for a connection.
+    closed: Option<LendError>,
 }
 
 /// What a caller who needs a token finds.
@@ -55,28 +59,30 @@ pub(crate) enum Lendable {
 
 impl Slot {
     pub(crate) fn new(
-        versioned: Versioned<Connection>,
+        connection: Connection,
         integration: Arc<Integration>,
         upstream: Arc<Upstream>,
     ) -> Self {
-        let last_use = Arc::new(LastUse::starting_at(versioned.record.last_used_at));
-        let view = view_of(&versioned.record, &upstream, &last_use);
+        let id = connection.id.clone();
+        let last_use = Arc::new(LastUse::starting_at(connection.last_used_at));
+        let state = SlotState {
+            connection,
+            integration,
+            upstream,
+            refreshing: false,
+            not_before: UnixTime::default(),
+            failures: 0,
+            forced: None,
+            uncommitted: Vec::new(),
+            closed: None,
+        };
         Self {
-            id: versioned.record.id.clone(),
+            id,
+            view: ArcSwap::from_pointee(state.view(&last_use)),
             last_use,
-            view: ArcSwap::from_pointee(view),
             changed: watch::Sender::new(()),
-            state: Mutex::new(SlotState {
-                revision: versioned.revision,
-                connection: versioned.record,
-                integration,
-                upstream,
-                refreshing: false,
-                not_before: UnixTime::default(),
-                failures: 0,
-                forced: None,
-                uncommitted: None,
-            }),
+            in_step: tokio::sync::Mutex::new(()),
+            state: Mutex::new(state),
         }
     }
 
@@ -96,7 +102,7 @@ impl Slot {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut SlotState) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
-        let view = view_of(&state.connection, &state.upstream, &self.last_use);
+        let view = state.view(&self.last_use);
         self.view.store(Arc::new(view)); // under the lock: views appear in the order of the states
         drop(state);
         self.changed.send_replace(());
@@ -108,30 +114,32 @@ impl Slot {
         change(&mut self.lock())
     }
 
-    /// Takes a record as the store has it. An older one is ignored, and a grant that is only in memory stays.
-    pub(crate) fn adopt(&self, versioned: Versioned<Connection>) {
+    /// Takes the record as the store has it; a grant that is only in memory stays. Under [`Slot::in_step`].
+    pub(crate) fn adopt(&self, mut stored: Connection) {
         self.change(|state| {
-            if versioned.revision < state.revision {
-                return;
-            }
-            let mut connection = versioned.record;
-            if let Some(base) = &state.uncommitted {
-                if base.is_current_in(&connection) {
-                    connection.grant = state.connection.grant.take();
-                } else {
-                    state.uncommitted = None; // another writer replaced what ours began from
+            let held = Base::of(&state.connection);
+            if state.uncommitted.iter().any(|base| base.is_current_in(&stored)) {
+                if let Some(grant) = state.connection.grant.take() {
+                    let issued_at = grant.refreshed_at;
+                    record_issue(&mut stored, grant, issued_at);
+                }
+                stored.health = mem::take(&mut state.connection.health);
+            } else {
+                state.uncommitted.clear(); // taken by now, or another writer replaced what ours began from
+                if !held.is_current_in(&stored) {
+                    state.failures = 0;
+                    state.not_before = UnixTime::default();
+                    state.forced = None;
                 }
             }
-            if connection.grant.as_ref().map(|grant| grant.generation) != state.generation() {
-                state.failures = 0;
-                state.not_before = UnixTime::default();
-            }
-            state.revision = versioned.revision;
-            state.connection = connection;
+            state.connection = stored;
         });
     }
 
     pub(crate) fn lendable(&self, now: UnixTime) -> Lendable {
+        if let Some(closed) = self.read(|state| state.closed.clone()) {
+            return Lendable::Never(closed);
+        }
         let view = self.view.load();
         match &view.standing {
             Standing::Ready(token) if now < token.usable_until => Lendable::Now(token.clone()),
@@ -140,14 +148,9 @@ impl Slot {
         }
     }
 
-    /// Closes the slot for a connection that is gone.
-    pub(crate) fn close(&self) {
-        let state = self.lock();
-        let mut view = view_of(&state.connection, &state.upstream, &self.last_use);
-        view.standing = Standing::Closed(LendError::Unknown);
-        self.view.store(Arc::new(view));
-        drop(state);
-        self.changed.send_replace(());
+    /// Ends the slot: whatever still holds it, a refresh under way among them, lends no token through it any more.
+    pub(crate) fn close(&self, why: LendError) {
+        self.change(|state| state.closed = Some(why));
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
@@ -162,6 +165,21 @@ impl fmt::Debug for Slot {
 }
 
 impl SlotState {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    /// What a proxied call may do with the connection as it stands.
+    fn view(&self, last_use: &Arc<LastUse>) -> ConnectionView {
+        ConnectionView {
+            id: self.connection.id.clone(),
+            labels: self.connection.labels.clone(),
+            upstream: self.upstream.clone(),
+            standing: self.closed.clone().map_or_else(|| standing_of(&self.connection), Standing::Closed),
+            last_use: last_use.clone(),
+        }
+    }
+
     pub(crate) fn generation(&self) -> Option<Generation> {
         self.connection.grant.as_ref().map(|grant| grant.generation)
     }
@@ -191,9 +209,8 @@ impl SlotState {
     }
 }
 
-/// What a proxied call may do with the connection as it stands.
-fn view_of(connection: &Connection, upstream: &Arc<Upstream>, last_use: &Arc<LastUse>) -> ConnectionView {
-    let standing = match (&connection.lifecycle, &connection.grant) {
+fn standing_of(connection: &Connection) -> Standing {
+    match (&connection.lifecycle, &connection.grant) {
         (Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. }, _) => {
             Standing::Closed(LendError::Pending)
         }
@@ -210,12 +227,5 @@ fn view_of(connection: &Connection, upstream: &Arc<Upstream>, last_use: &Arc<Las
             retry_after: Duration::from_secs(1),
             reason: "no access token yet",
         }),
-    };
-    ConnectionView {
-        id: connection.id.clone(),
-        labels: connection.labels.clone(),
-        upstream: upstream.clone(),
-        standing,
-        last_use: last_use.clone(),
     }
 }

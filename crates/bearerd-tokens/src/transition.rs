@@ -110,17 +110,17 @@ fn refresh_side(
 }
 
 /// The earliest next attempt after an answer: an unchanged token is asked for again after half of its remaining
-/// life, at least one second; a new one needs no pause.
+/// life, at least one second; a new one needs no pause, unless it came too late to be used.
 pub(crate) fn pause_after_issue(before: Generation, after: &Grant, now: UnixTime) -> UnixTime {
-    if after.generation != before {
-        return now;
+    if after.generation == before {
+        let remaining = after.access_expires_at.since(now);
+        return now + (remaining / 2).max(ISSUE_PAUSE_MIN);
     }
-    let remaining = after.access_expires_at.since(now);
-    now + (remaining / 2).max(SAME_TOKEN_PAUSE_MIN)
+    if now < after.usable_until() { now } else { now + ISSUE_PAUSE_MIN }
 }
 
-/// Least pause after an answer that brought the same token.
-const SAME_TOKEN_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Least pause after an answer that brought the same token, or one that has ended already.
+const ISSUE_PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// Puts a refreshed grant into its connection.
 pub(crate) fn record_issue(connection: &mut Connection, grant: Grant, now: UnixTime) {
@@ -182,7 +182,9 @@ impl RefreshFailure {
 }
 
 /// Puts a failure into its connection: health always, lifecycle only where the *newest* refresh token was refused
-/// for good. The caller has checked that the refused token is still the stored one (I-6).
+/// for good, or is missing. The caller has checked that the refused token is still the stored one (I-6). A connection
+/// without a refresh token lives by client credentials: a refusal says nothing about a grant, since there is none
+/// that a person could renew.
 pub(crate) fn record_failure(connection: &mut Connection, failure: &RefreshFailure, now: UnixTime) {
     let (since, failures, strikes) = match connection.health {
         Health::Ok => (now, 0, 0),
@@ -192,21 +194,36 @@ pub(crate) fn record_failure(connection: &mut Connection, failure: &RefreshFailu
     let strikes = if verdict == Verdict::Suspect { strikes.saturating_add(1) } else { strikes };
     connection.health =
         Health::Failing { since, failures: failures.saturating_add(1), strikes, reason: failure.to_string() };
-    let refresh_ended =
-        connection.grant.as_ref().and_then(|grant| grant.refresh_expires_at).is_some_and(|ends| ends <= now);
-    let cause = match verdict {
-        Verdict::GrantDead if matches!(failure, RefreshFailure::NoRefreshToken) => {
-            Some(DeathCause::NoRefreshToken)
+    let Some(cause) = death_cause(connection, failure, strikes, now) else { return };
+    match connection.lifecycle {
+        Lifecycle::Active { .. } => {
+            connection.lifecycle = Lifecycle::ReauthorizationRequired { since: now, cause };
         }
-        Verdict::GrantDead => Some(DeathCause::GrantRefused),
+        // Nobody has vouched for who consented, and with these tokens nobody will: the next consent waits for a
+        // confirmation like the first (O-21).
+        Lifecycle::AwaitingConfirmation { .. } => {
+            connection.lifecycle = Lifecycle::AwaitingConsent { since: now };
+        }
+        Lifecycle::AwaitingConsent { .. } | Lifecycle::ReauthorizationRequired { .. } => {}
+    }
+}
+
+fn death_cause(
+    connection: &Connection,
+    failure: &RefreshFailure,
+    strikes: u32,
+    now: UnixTime,
+) -> Option<DeathCause> {
+    if matches!(failure, RefreshFailure::NoRefreshToken) {
+        return Some(DeathCause::NoRefreshToken);
+    }
+    let grant = connection.grant.as_ref().filter(|grant| grant.refresh_token.is_some())?;
+    let refresh_ended = grant.refresh_expires_at.is_some_and(|ends| ends <= now);
+    match failure.verdict() {
         Verdict::Suspect if refresh_ended => Some(DeathCause::RefreshTokenExpired),
-        Verdict::Suspect if strikes >= STRIKES_MAX => Some(DeathCause::GrantRefused),
-        _ => None,
-    };
-    if let (Some(cause), Lifecycle::Active { .. } | Lifecycle::AwaitingConfirmation { .. }) =
-        (cause, &connection.lifecycle)
-    {
-        connection.lifecycle = Lifecycle::ReauthorizationRequired { since: now, cause };
+        Verdict::Suspect if strikes < STRIKES_MAX => None,
+        Verdict::GrantDead | Verdict::Suspect => Some(DeathCause::GrantRefused),
+        Verdict::ClientRefused | Verdict::Transient | Verdict::Throttled => None,
     }
 }
 
@@ -216,8 +233,11 @@ const STRIKES_MAX: u32 = 5;
 /// Pause after the first, second … unexplained refusal: quick at first, since the next call often passes.
 const STRIKE_PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30), Duration::from_mins(1)];
-/// Backoff of passing faults: doubles from the first to the second of these.
-const TRANSIENT_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Backoff of passing faults: doubles from the first to the second of these. A token is fresh at most the second
+/// after the fault has passed (I-14).
+const TRANSIENT_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Pause after the grant was refused for good, where that could not be written down.
+const GRANT_DEAD_PAUSE: Duration = Duration::from_mins(1);
 /// Pause after our client was refused: an operator has to act.
 const CLIENT_REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Pause after a 429 that names none, and the longest that is obeyed.
@@ -232,7 +252,7 @@ pub(crate) fn pause_after_failure(
 ) -> Duration {
     let spread = |pause: Duration| pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
     match failure.verdict() {
-        Verdict::GrantDead => TRANSIENT_PAUSES.1,
+        Verdict::GrantDead => GRANT_DEAD_PAUSE,
         Verdict::Suspect => {
             let at = usize::try_from(strikes.saturating_sub(1)).unwrap_or(usize::MAX);
             *STRIKE_PAUSES.get(at).unwrap_or(&STRIKE_PAUSES[STRIKE_PAUSES.len() - 1])
@@ -250,9 +270,12 @@ pub(crate) fn pause_after_failure(
     }
 }
 
-/// Which record a refresh began from; its result may only replace that.
+/// Which grant a refresh began from, if any; its result may only replace that.
 #[derive(Debug, Clone)]
-pub(crate) struct Base {
+pub(crate) struct Base(Option<BaseGrant>);
+
+#[derive(Debug, Clone)]
+struct BaseGrant {
     generation: Generation,
     refresh_token: Option<RefreshToken>,
     /// Tells two grants with the same tokens apart.
@@ -260,22 +283,35 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    pub(crate) fn of(connection: &Connection) -> Option<Self> {
-        let grant = connection.grant.as_ref()?;
-        Some(Self {
-            generation: grant.generation,
-            refresh_token: grant.refresh_token.clone(),
-            granted_at: grant.granted_at,
-        })
+    pub(crate) fn of(connection: &Connection) -> Self {
+        Self(connection.grant.as_ref().map(BaseGrant::of))
+    }
+
+    pub(crate) fn of_grant(grant: &Grant) -> Self {
+        Self(Some(BaseGrant::of(grant)))
     }
 
     /// Whether `stored` still holds the grant that the refresh began from.
     pub(crate) fn is_current_in(&self, stored: &Connection) -> bool {
-        stored.grant.as_ref().is_some_and(|grant| {
-            grant.generation == self.generation
-                && grant.granted_at == self.granted_at
-                && same(self.refresh_token.as_ref(), grant.refresh_token.as_ref())
-        })
+        match (&self.0, &stored.grant) {
+            (None, None) => true,
+            (Some(base), Some(grant)) => {
+                grant.generation == base.generation
+                    && grant.granted_at == base.granted_at
+                    && same(base.refresh_token.as_ref(), grant.refresh_token.as_ref())
+            }
+            _ => false,
+        }
+    }
+}
+
+impl BaseGrant {
+    fn of(grant: &Grant) -> Self {
+        Self {
+            generation: grant.generation,
+            refresh_token: grant.refresh_token.clone(),
+            granted_at: grant.granted_at,
+        }
     }
 }
 

@@ -1,1 +1,21 @@
-fn main() {}
+//! The binary: settings, start-up, signals, drain, command line. Decides nothing about tokens; this is the only
+//! crate that reads the environment and the wall clock.
+
+mod cli;
+mod clock;
+mod daemon;
+#[cfg(feature = "demo")]
+mod demo;
+mod hardening;
+mod init;
+mod logging;
+mod secrets;
+mod settings;
+mod settings_keys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bearerd_net::init_crypto();
+    cli::run()
+}

@@ -50,7 +50,6 @@ pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> A
     }
     let Some(caller) = authenticate(world, request, now) else {
         let reply = unauthorized(request.format());
-        count_table_call(world, request, &request.method, reply.status);
         return ApiAnswer { reply, user_name: None };
     };
     let limit = world.behaviour.rate_limit_per_hour;
@@ -120,14 +119,8 @@ fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime)
     let method = effective_method(world, request);
     let Some(format) = negotiate(request.header(http::header::ACCEPT)) else {
         let detail = "Accept must admit application/json or application/xml";
-        let reply = Reply::api_error(
-            Format::Json,
-            StatusCode::NOT_ACCEPTABLE,
-            "Requested format not supported",
-            Some(detail),
-        );
-        count_table_call(world, request, &method, reply.status);
-        return reply;
+        let message = "Requested format not supported";
+        return Reply::api_error(Format::Json, StatusCode::NOT_ACCEPTABLE, message, Some(detail));
     };
     let call = ApiCall { request, caller, method, format, now };
     let segments: Option<Vec<String>> =
@@ -140,27 +133,11 @@ fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime)
         _ => return no_resource(&call),
     };
     match rest {
-        ["table", table] => {
-            counted(world, &call, |world| table_api::on_table(world, &call, table, version_1))
-        }
-        ["table", table, sys_id] => {
-            counted(world, &call, |world| table_api::on_record(world, &call, table, sys_id))
-        }
+        ["table", table] => table_api::on_table(world, &call, table, version_1),
+        ["table", table, sys_id] => table_api::on_record(world, &call, table, sys_id),
         ["stats", table] => table_api::stats(world, &call, table),
         ["attachment", rest @ ..] => attachment_api::answer(world, &call, rest),
         _ => no_resource(&call),
-    }
-}
-
-fn counted(world: &mut World, call: &ApiCall<'_>, act: impl FnOnce(&mut World) -> Reply) -> Reply {
-    let reply = act(world);
-    world.counters.table_call(&call.method, reply.status);
-    reply
-}
-
-fn count_table_call(world: &mut World, request: &SimRequest, method: &Method, status: StatusCode) {
-    if is_table_path(&request.path) {
-        world.counters.table_call(method, status);
     }
 }
 
@@ -172,7 +149,7 @@ pub(crate) fn is_table_path(path: &str) -> bool {
 }
 
 /// `X-HTTP-Method-Override` wins over the request line (fact 7).
-fn effective_method(world: &World, request: &SimRequest) -> Method {
+pub(crate) fn effective_method(world: &World, request: &SimRequest) -> Method {
     let named = request.header("x-http-method-override").filter(|_| world.behaviour.method_override);
     named
         .and_then(|name| Method::from_bytes(name.trim().to_ascii_uppercase().as_bytes()).ok())

@@ -18,7 +18,7 @@ pub struct Counters {
     pub authorize: BTreeMap<&'static str, u64>,
     /// Revocation requests by outcome.
     pub revoke: BTreeMap<&'static str, u64>,
-    /// Table API: effective method, then status.
+    /// Answers of the Table API, faults included: effective method, then status.
     pub table: BTreeMap<String, BTreeMap<u16, u64>>,
     /// API requests by how they authenticated: `bearer`, `query_token`, `api_key`, `basic`, `cookie`, `none`.
     pub authenticated_by: BTreeMap<&'static str, u64>,

@@ -16,7 +16,7 @@ use crate::faults::{Fault, FaultOn, FaultSubject};
 use crate::message::{Format, Reply, SimRequest};
 use crate::mishap;
 use crate::request_log::RequestRecord;
-use crate::sessions::{self, Gate};
+use crate::sessions::{self, Gate, GatePass};
 use crate::state::{Shared, SimState};
 use crate::world::World;
 use crate::{api, authorize, control, pages, secrets, token_endpoint};
@@ -107,6 +107,11 @@ pub(crate) async fn answer(state: SimState, request: Request<Incoming>) -> Optio
 
 async fn carry_out(visit: &Visit, request: &SimRequest, faults: &[Fault]) -> Option<Response<SimBody>> {
     let shared = &visit.shared;
+    // A slow request holds its place in the session and on the node: that is what fills their queues.
+    let _passes = match enter(visit, request).await {
+        Ok(passes) => passes,
+        Err(reply) => return Some(into_response(dress(visit, Some(request), None, *reply), None)),
+    };
     let latency = Duration::from_millis(shared.world().behaviour.latency_ms);
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
@@ -118,11 +123,8 @@ async fn carry_out(visit: &Visit, request: &SimRequest, faults: &[Fault]) -> Opt
     }
     let is_token = visit.endpoint == Endpoint::Token;
     let now = shared.world().now();
-    let (user, reply) = match fault.and_then(|fault| mishap::instead(fault, is_token, request.format(), now))
-    {
-        Some(reply) => (None, reply),
-        None => effect(visit, request).await,
-    };
+    let instead = fault.and_then(|fault| mishap::instead(fault, is_token, request.format(), now));
+    let (user, reply) = instead.map_or_else(|| effect(visit, request), |reply| (None, reply));
     wait(shared, faults, true).await;
     if fault == Some(&Fault::DropAfter) {
         return None;
@@ -227,37 +229,40 @@ async fn wait(shared: &Shared, faults: &[Fault], after: bool) {
     }
 }
 
-/// What the instance does with the request, gates included; also who it was for.
-async fn effect(visit: &Visit, request: &SimRequest) -> (Option<String>, Reply) {
-    let shared = &visit.shared;
+/// What the instance does with the request; also who it was for.
+fn effect(visit: &Visit, request: &SimRequest) -> (Option<String>, Reply) {
+    let mut world = visit.shared.world();
     if !request.path.starts_with("/api/") {
-        return (None, handle_page(&mut shared.world(), visit.endpoint, request));
+        return (None, handle_page(&mut world, visit.endpoint, request));
     }
-    let (session, node) = gates(&mut shared.world(), request);
-    let _session_pass = match session {
-        None => None,
-        Some(gate) => {
-            let Some(pass) = gate.pass().await else {
-                shared.world().counters.session_overflows += 1;
-                return (None, Reply::new(StatusCode::ACCEPTED));
-            };
-            Some(pass)
-        }
-    };
-    let _node_pass = match node {
-        None => None,
-        Some(gate) => {
-            let Some(pass) = gate.pass().await else {
-                shared.world().counters.node_overflows += 1;
-                return (None, Reply::new(StatusCode::TOO_MANY_REQUESTS));
-            };
-            Some(pass)
-        }
-    };
-    let mut world = shared.world();
     let now = world.now();
     let answer = api::answer(&mut world, request, now);
     (answer.user_name, answer.reply)
+}
+
+/// Waits for a place in the session and on the node; the answer of a full queue otherwise.
+async fn enter(visit: &Visit, request: &SimRequest) -> Result<Vec<GatePass>, Box<Reply>> {
+    let shared = &visit.shared;
+    let mut passes = Vec::new();
+    if !request.path.starts_with("/api/") {
+        return Ok(passes);
+    }
+    let (session, node) = gates(&mut shared.world(), request);
+    if let Some(gate) = session {
+        let Some(pass) = gate.pass().await else {
+            shared.world().counters.session_overflows += 1;
+            return Err(Box::new(Reply::new(StatusCode::ACCEPTED)));
+        };
+        passes.push(pass);
+    }
+    if let Some(gate) = node {
+        let Some(pass) = gate.pass().await else {
+            shared.world().counters.node_overflows += 1;
+            return Err(Box::new(Reply::new(StatusCode::TOO_MANY_REQUESTS)));
+        };
+        passes.push(pass);
+    }
+    Ok(passes)
 }
 
 /// The gates a request must pass: that of its session, and that of the node.
@@ -286,6 +291,10 @@ fn dress(visit: &Visit, request: Option<&SimRequest>, user: Option<&str>, reply:
     let mut world = visit.shared.world();
     let now = world.now();
     world.log.note_status(visit.seq, reply.status.as_u16());
+    if let (Endpoint::Table, Some(request)) = (visit.endpoint, request) {
+        let method = api::effective_method(&world, request);
+        world.counters.table_call(&method, reply.status);
+    }
     let session_id = session_of(&mut world, request, user, now);
     let mut reply = reply
         .with(SERVER, "ServiceNow")

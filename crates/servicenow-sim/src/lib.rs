@@ -1,4 +1,120 @@
-//! A ServiceNow with faults: authorization server, Table API, scripted failures
+//! A ServiceNow that behaves as the real one, awkwardness included: an OAuth authorization server, the Table API over
+//! tables in memory, and scripted failures. Every claim of the project is proved against it, and it ships as
+//! `bearerd sim`. It depends on none of our other crates and listens where it is told (default: loopback, free port).
+//!
+//! ```no_run
+//! # async fn demo() -> std::io::Result<()> {
+//! use servicenow_sim::{Fault, FaultOn, FaultRule, Sim, SimSettings};
+//! let sim = Sim::start(SimSettings::default()).await?;
+//! sim.state().change_behaviour(|behaviour| behaviour.auto_approve = Some("abel.tuter".to_owned()));
+//! sim.state().add_fault(FaultRule::new(FaultOn::Token, Fault::DropAfter).once());
+//! println!("{}", sim.origin());
+//! sim.stop().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # Routes of the instance
+//! | route | what |
+//! |---|---|
+//! | `GET`, `POST /oauth_auth.do` | sign-in and consent page (no script), or an immediate 302 with `auto_approve` |
+//! | `POST /oauth_token.do` | `authorization_code`, `refresh_token`, `client_credentials`, `password`, JWT bearer |
+//! | `GET`, `POST /oauth_revoke_token.do` | ends that token; no authentication |
+//! | `GET /api/now/oauth/jwks` | key of JWT access tokens |
+//! | `/api/now[/v1\|/v2]/table/{table}[/{sys_id}]` | GET, HEAD, POST, PUT, PATCH, DELETE; JSON and XML |
+//! | `GET /api/now/stats/{table}` | count, optionally by one field |
+//! | `/api/now[/v1]/attachment…` | list, describe, upload (raw, multipart), download, delete |
+//!
+//! On `/api` these authenticate: Bearer, `?access_token=`, `x-sn-apikey` (header and query), Basic, session cookie.
+//! Every answer sets six cookies. A request that was read takes effect even if its client leaves.
+//!
+//! # Demo data (the default)
+//! Client `bearerd-demo`, secret `demo-secret`, redirect URI `http://127.0.0.1:8081/oauth/callback`, application user
+//! `svc.integration`. Users: `admin` (password `admin`), `svc.integration` (`svc`), `abel.tuter`, `beth.anglin`,
+//! `david.loo`, `fred.luddy`, `bow.ruggeri`, `joe.employee` (`demo`). Tables: `task` with `incident` (80 rows),
+//! `problem`, `change_request`, `sc_request`, `sc_req_item`; `kb_knowledge`, `sys_user`, `sys_user_role`,
+//! `sys_user_has_role`, `sys_user_group`, `sys_user_grmember`, `cmn_department`, `cmdb_ci`, `sys_properties`,
+//! `sys_db_object`, `sys_dictionary`. Every `sys_id` is the same in every run.
+//!
+//! # Switches ([`Behaviour`])
+//! | switch | default | effect |
+//! |---|---|---|
+//! | `auto_approve` | none | this user consents at once |
+//! | `state_required`, `state_plain_only` | true | a page instead of a redirect for a missing or odd `state` |
+//! | `pkce` | `optional` | or `required`, `refused`; always demanded of public clients, always verified when sent |
+//! | `deny_returns` | `error` | or `bare`: Deny leads to the redirect URI without parameters |
+//! | `code_lifetime_s` | 60 | |
+//! | `error_shape` | `flattened` | or `rfc6749`: the real reason, with its status |
+//! | `refuse_basic_client_auth` | false | client credentials in the body only |
+//! | `client_credentials_enabled`, `password_enabled` | true | the instance's properties |
+//! | `assertion_skew_s` | 300 | clock skew of JWT bearer assertions |
+//! | `access_token_lifetime_s` | 1,800 | a client record can have its own |
+//! | `refresh_token_lifetime_s` | 8,640,000 | from consent, not moved by a refresh |
+//! | `refresh_within_life` | `remaining` | or `renewed` (same token, full life), `new` (new access token) |
+//! | `new_access_token_ends_old` | false | |
+//! | `shared_tokens` | true | same client and user, same tokens; not under `rotation` |
+//! | `fresh_grant_extends` | true | a grant other than refresh gives shared tokens a full life again |
+//! | `rotation` | false | a new refresh token with each refresh |
+//! | `rotation_previous_ok` | false | the previous refresh token re-answers the current pair |
+//! | `rotation_reuse_revokes` | true | an older one revokes the family |
+//! | `rotation_extends_life` | false | each new refresh token has a full life |
+//! | `token_format` | `opaque` | or `jwt`: signed, about 1.5 KB |
+//! | `refresh_token_for_public_clients` | true | |
+//! | `revoke_refresh_ends_access` | false | revoking a refresh token ends the access tokens of its family |
+//! | `cookie_auth_after_expiry` | true | a session cookie authenticates when the token no longer does |
+//! | `method_override` | true | `X-HTTP-Method-Override` changes the verb |
+//! | `query_credentials`, `basic_auth` | true | |
+//! | `invalid_query_returns_no_rows` | false | else invalid conditions are ignored |
+//! | `acl_denials` | none | `[{"user", "table", "methods"}]`, `*` for any: 403 |
+//! | `session_serialisation` | true | per `JSESSIONID`, `session_concurrency` (2) run, `session_queue` (10) wait, else 202; a session lives `session_idle_s` (300). Concurrency and queue are those at the session's start |
+//! | `node_concurrency`, `node_queue` | 0 = off, 50 | `API_INT` semaphores, else 429 without a header |
+//! | `rate_limit_per_hour` | 0 = off | per user, 429 with `Retry-After` and `X-RateLimit-*` |
+//! | `latency_ms` | 0 | every request takes at least this long |
+//! | `asleep` | false | every route: 200 with an HTML page |
+//! | `public_origin` | own | origin of absolute links |
+//! | `request_log_max` | 100 | requests kept for `last-requests`, at most 10,000 |
+//!
+//! # Faults ([`FaultRule`])
+//! `{"on": "token|authorize|revoke|table|any", "path_contains", "method", "grant_type", "times": N|null, "after": N,
+//! "probability", "fault": {"kind": …}}`. Waits add up; of the others the first rule that matches decides.
+//!
+//! | kind | members | effect happens | what the client sees |
+//! |---|---|---|---|
+//! | `delay_ms` | `ms`, `after_effect` | yes | a slow answer |
+//! | `hold` | `gate`, `after_effect` | yes | nothing until `POST /__sim/release` |
+//! | `status` | `status`, `body`, `headers`, `after_effect` | with `after_effect` | that answer |
+//! | `drop_before`, `drop_after` | | no, yes | the connection is cut |
+//! | `html` | `status` (200) | no | a page |
+//! | `accepted_202` | | no | empty 202 |
+//! | `unauthorized_401` | | no | 401 as for a wrong token (token route: flattened refusal) |
+//! | `rate_limit_429` | `retry_after_s` (1) | no | 429 with headers and JSON |
+//! | `queue_full_429` | | no | 429 without header or body |
+//! | `broken_json` | | yes | 200, JSON followed by an error object |
+//! | `cancelled_500` | | yes | 500 `Transaction cancelled` |
+//! | `cut_body` | `after_bytes` (1) | yes | the body stops, the connection is cut |
+//! | `slow_drip` | `chunk_bytes` (1), `interval_ms` (50) | yes | the body in pieces |
+//! | `asleep` | | no | 200 with the hibernation page |
+//!
+//! # Control routes (JSON, no authentication)
+//! | route | body | what |
+//! |---|---|---|
+//! | `GET /__sim` | | lists these |
+//! | `GET /__sim/counters`, `POST /__sim/counters/reset` | | [`Counters`] |
+//! | `GET`, `PUT /__sim/behaviour` | RFC 7396 merge patch | [`Behaviour`]; `null` puts a default back |
+//! | `GET`, `POST`, `DELETE /__sim/faults`, `DELETE /__sim/faults/{id}` | [`FaultRule`] | POST answers `{"id"}` |
+//! | `POST /__sim/release` | `{"gate"}` or nothing | lets held requests go |
+//! | `GET /__sim/last-requests?n=`, `DELETE …` | | [`RequestRecord`]s, oldest first |
+//! | `GET /__sim/tokens` | | [`TokenFamily`]s, oldest first |
+//! | `POST /__sim/expire-tokens` | `{"which": "access\|refresh\|all", "user", "client_id"}` | default: every access token |
+//! | `POST /__sim/revoke-user` | `{"user", "deactivate"}` | ends all tokens |
+//! | `POST /__sim/revoke-client` | `{"client_id", "deactivate"}` | ends all tokens |
+//! | `GET`, `POST /__sim/clients` | [`ClientSettings`] | POST adds or replaces |
+//! | `POST /__sim/users` | [`UserSettings`] | adds or replaces |
+//! | `GET`, `POST /__sim/clock` | `{"advance_s"}` | answers `{"now_ms"}` |
+//!
+//! # Cut of the code
+//! `server` and `exchange` do the I/O. All else is values and plain functions over `world::World`: `tokens` (the
+//! grants as a state machine), `query` and `evaluate` (encoded queries), `render` (records as JSON and XML), `faults`
+//! (which request goes wrong). Absent: TLS, batch, tinyurl, import sets, scripted REST, SAML 2.0 bearer.
 
 mod api;
 mod assertion;

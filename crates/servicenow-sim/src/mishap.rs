@@ -14,6 +14,7 @@ use crate::faults::Fault;
 use crate::message::{Format, Reply};
 use crate::pages;
 use crate::rate::RateState;
+use crate::token_endpoint;
 
 /// The fault's name, for counters.
 pub(crate) fn name(fault: &Fault) -> &'static str {
@@ -45,10 +46,7 @@ pub(crate) fn instead(fault: &Fault, is_token: bool, format: Format, now: SimTim
         Fault::Html { status } => Some(Reply::html(status_of(*status), pages::maintenance())),
         Fault::Asleep => Some(Reply::html(StatusCode::OK, pages::hibernating())),
         Fault::Accepted202 => Some(Reply::new(StatusCode::ACCEPTED)),
-        Fault::Unauthorized401 if is_token => {
-            let body = json!({"error_description": "access_denied", "error": "server_error"});
-            Some(Reply::json(StatusCode::UNAUTHORIZED, &body))
-        }
+        Fault::Unauthorized401 if is_token => Some(token_endpoint::flattened()),
         Fault::Unauthorized401 => Some(api::unauthorized(format)),
         Fault::RateLimit429 { retry_after_s } => {
             let reset_at_s = now.as_secs().saturating_add(*retry_after_s);

@@ -238,14 +238,12 @@ fn written_record(world: &World, call: &ApiCall<'_>, table: &str) -> Result<Reco
     Ok(record)
 }
 
+/// A new record has every field of its table: the defaults, else empty.
 fn fill_defaults(database: &Database, table: &str, record: &mut Record) {
     let Some(table) = database.table(table) else { return };
-    for (name, value) in
-        [("active", "true"), ("state", "1"), ("impact", "3"), ("urgency", "3"), ("priority", "5")]
-    {
-        if table.field(name).is_some() && !record.contains_key(name) {
-            record.insert(name.to_owned(), value.to_owned());
-        }
+    for name in table.field_names() {
+        let default = FIELD_DEFAULTS.iter().find(|(field, _)| *field == name).map_or("", |(_, value)| value);
+        record.entry(name).or_insert_with(|| default.to_owned());
     }
 }
 
@@ -309,6 +307,8 @@ fn is_sys_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+const FIELD_DEFAULTS: [(&str, &str); 5] =
+    [("active", "true"), ("state", "1"), ("impact", "3"), ("urgency", "3"), ("priority", "5")];
 /// `sysparm_limit` when none is given.
 const LIMIT_DEFAULT: usize = 10_000;
 /// Parameters that are neither `sysparm_…` nor a field.

@@ -110,8 +110,7 @@ fn issued_reply(client: &ClientSettings, issued: &IssuedTokens) -> Reply {
 
 fn refused_reply(behaviour: &Behaviour, refusal: Refusal) -> Reply {
     if behaviour.error_shape == ErrorShape::Flattened {
-        let body = json!({"error_description": "access_denied", "error": "server_error"});
-        return Reply::json(StatusCode::UNAUTHORIZED, &body);
+        return flattened();
     }
     let body = json!({"error": refusal.error, "error_description": refusal.reason});
     if refusal.error == "invalid_client" {
@@ -119,6 +118,12 @@ fn refused_reply(behaviour: &Behaviour, refusal: Refusal) -> Reply {
         return reply.with(WWW_AUTHENTICATE, "Basic realm=\"Service-now\"");
     }
     Reply::json(StatusCode::BAD_REQUEST, &body)
+}
+
+/// What ServiceNow answers to nearly every failure, byte for byte.
+pub(crate) fn flattened() -> Reply {
+    let body = r#"{"error_description":"access_denied","error":"server_error"}"#;
+    Reply::new(StatusCode::UNAUTHORIZED).typed("application/json;charset=UTF-8", body)
 }
 
 fn exchange(

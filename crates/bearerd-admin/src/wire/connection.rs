@@ -188,7 +188,10 @@ impl ImportRequest {
             ActError::Invalid(Field { name: format!("import.{name}"), problem: problem.to_string() })
         };
         if self.access_token.is_none() && self.refresh_token.is_none() {
-            return Err(invalid("refresh_token", &"at least one of access_token and refresh_token is needed"));
+            return Err(invalid(
+                "refresh_token",
+                &"at least one of access_token and refresh_token is needed",
+            ));
         }
         Ok(ImportedTokens {
             access_token: self
@@ -221,7 +224,9 @@ impl Connection {
             instance: integration.map(|integration| integration.instance.as_str().to_owned()),
             redirect_uri: integration.map(|integration| integration.redirect_uri.clone()),
             state: ConnectionState::of(&connection),
-            frozen: connection.frozen.map(|freeze| Frozen { since: freeze.since.into(), reason: freeze.reason }),
+            frozen: connection
+                .frozen
+                .map(|freeze| Frozen { since: freeze.since.into(), reason: freeze.reason }),
             health: connection.health.into(),
             access_token_usable: grant.is_some_and(|grant| now < grant.usable_until()),
             access_token_expires_at: grant.map(|grant| grant.access_expires_at.into()),
@@ -250,11 +255,15 @@ impl ConnectionState {
             model::Lifecycle::Active { .. } => (None, "It lends tokens.".to_owned()),
             model::Lifecycle::AwaitingConsent { .. } => (
                 Some("awaiting_consent"),
-                format!("Nobody has consented yet: open the connect link, or make a new one: bearerd connection reauthorize {id}."),
+                format!(
+                    "Nobody has consented yet: open the connect link, or make a new one: bearerd connection reauthorize {id}."
+                ),
             ),
             model::Lifecycle::AwaitingConfirmation { .. } => {
                 let user = connection.user.as_ref().map_or("the user shown", |user| &user.user_name);
-                let reason = format!("{user} consented: if that is who was meant, bearerd connection confirm {id} --user {user}.");
+                let reason = format!(
+                    "{user} consented: if that is who was meant, bearerd connection confirm {id} --user {user}."
+                );
                 (Some("awaiting_confirmation"), reason)
             }
             model::Lifecycle::ReauthorizationRequired { cause, .. } => {
@@ -273,7 +282,9 @@ impl ConnectionState {
 
 fn death(cause: model::DeathCause) -> (&'static str, &'static str) {
     match cause {
-        model::DeathCause::GrantRefused => ("grant_refused", "The authorization server refused the newest refresh token"),
+        model::DeathCause::GrantRefused => {
+            ("grant_refused", "The authorization server refused the newest refresh token")
+        }
         model::DeathCause::RefreshTokenExpired => ("refresh_token_expired", "The refresh token's life ended"),
         model::DeathCause::NoRefreshToken => {
             ("no_refresh_token", "The access token ended and there was no refresh token")

@@ -149,9 +149,13 @@ impl IntegrationRequest {
     /// [`ActError::Invalid`] names the member.
     pub(crate) fn into_spec(self) -> Result<IntegrationSpec, ActError> {
         if self.public_client && self.client_secret.is_some() {
-            return Err(invalid("public_client", "a public client has no client_secret: leave one of them out"));
+            return Err(invalid(
+                "public_client",
+                "a public client has no client_secret: leave one of them out",
+            ));
         }
-        let instance = model::InstanceOrigin::parse(&self.instance).map_err(|fault| invalid("instance", fault))?;
+        let instance =
+            model::InstanceOrigin::parse(&self.instance).map_err(|fault| invalid("instance", fault))?;
         let client_secret = self
             .client_secret
             .map(|secret| model::ClientSecret::parse(secret.to_text()))
@@ -183,7 +187,7 @@ impl IntegrationRequest {
     }
 }
 
-fn invalid(name: &str, problem: impl ToString) -> ActError {
+fn invalid(name: &str, problem: impl std::fmt::Display) -> ActError {
     ActError::Invalid(Field { name: name.to_owned(), problem: problem.to_string() })
 }
 
@@ -227,7 +231,11 @@ impl From<model::Integration> for Integration {
             },
             pkce: integration.pkce,
             redirect_uri: integration.redirect_uri,
-            profiles: integration.profiles.into_iter().map(|(name, profile)| (name, profile.into())).collect(),
+            profiles: integration
+                .profiles
+                .into_iter()
+                .map(|(name, profile)| (name, profile.into()))
+                .collect(),
             refresh_token_lifetime_secs: integration.refresh_token_lifetime.as_secs(),
             ca_file: integration.ca_file,
             created_at: integration.created_at.into(),
@@ -252,7 +260,10 @@ fn servicenow_form(integration: &model::Integration) -> ServicenowForm {
         field("Active", "true"),
         field("Refresh Token Lifespan", &lifespan),
     ];
-    let by_client = integration.profiles.values().any(|profile| profile.grant_type == model::GrantType::ClientCredentials);
+    let by_client = integration
+        .profiles
+        .values()
+        .any(|profile| profile.grant_type == model::GrantType::ClientCredentials);
     let notes = if by_client {
         vec![
             "Client credentials: set the field OAuth Application User to the user that bearerd acts as.".to_owned(),

@@ -15,10 +15,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use connection::{
-    ConnectLink, Connection, ConnectionRequest, ConnectionState, ConnectionTest, ConnectionWritten, ConfirmRequest,
-    FreezeRequest, Frozen, ConnectionHealth, ImportRequest, User,
+    ConfirmRequest, ConnectLink, Connection, ConnectionHealth, ConnectionRequest, ConnectionState,
+    ConnectionTest, ConnectionWritten, FreezeRequest, Frozen, ImportRequest, User,
 };
-pub use integration::{FormField, GrantType, Integration, IntegrationRequest, Profile, Provider, ServicenowForm, TokenEndpointAuth};
+pub use integration::{
+    FormField, GrantType, Integration, IntegrationRequest, Profile, Provider, ServicenowForm,
+    TokenEndpointAuth,
+};
 pub use key::{CallerKey, IssuedCallerKey, KeyRequest, LiveSecret, RotateRequest};
 pub use policy::{ConnectionSelector, Policy, PolicyRequest, Rule, TableSet};
 pub use problem::Problem;

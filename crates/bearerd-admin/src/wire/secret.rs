@@ -42,6 +42,8 @@ impl Serialize for WireSecret {
 
 impl<'de> Deserialize<'de> for WireSecret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self::new).map_err(|_| de::Error::custom("write it as a string"))
+        String::deserialize(deserializer)
+            .map(Self::new)
+            .map_err(|_| de::Error::custom("write it as a string"))
     }
 }

@@ -48,7 +48,10 @@ mod tests {
         let text = serde_json::to_string(&WireTime::from(time)).unwrap();
         assert_eq!(text, "\"2026-11-21T20:00:00.25Z\"");
         assert_eq!(UnixTime::from(serde_json::from_str::<WireTime>(&text).unwrap()), time);
-        assert_eq!(UnixTime::from(serde_json::from_str::<WireTime>("\"1901-01-01T00:00:00Z\"").unwrap()).as_secs(), 0);
+        assert_eq!(
+            UnixTime::from(serde_json::from_str::<WireTime>("\"1901-01-01T00:00:00Z\"").unwrap()).as_secs(),
+            0
+        );
         assert_eq!(WireTime::from(UnixTime::from_millis(u64::MAX)).0, Timestamp::MAX);
         for bad in ["\"tomorrow\"", "\"2026-11-21\"", "17", "null"] {
             assert!(serde_json::from_str::<WireTime>(bad).is_err(), "{bad}");

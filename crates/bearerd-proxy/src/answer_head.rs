@@ -1,0 +1,448 @@
+//! What comes back to the caller: the instance's head minus cookies, one hop's headers and what tells of the
+//! infrastructure (P-08), with links that point at the instance pointing at bearerd instead (P-09).
+
+use bearerd_model::InstanceOrigin;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
+
+use crate::{
+    error::{Code, Fault, Wanted},
+    upstream_head::ConnectionListed,
+};
+
+/// Where the caller reached us, for links.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Base<'a> {
+    /// `proxy.public_url`, if it is set.
+    pub(crate) public_url: Option<&'a str>,
+    /// Whether the door has TLS, for calls without a public URL.
+    pub(crate) tls: bool,
+    /// The validated `Host` of the call.
+    pub(crate) host: &'a str,
+    /// The connection, if the call's path named it.
+    pub(crate) connection: Option<&'a str>,
+    pub(crate) instance: &'a InstanceOrigin,
+}
+
+/// An answer whose framing is in doubt could hide a second one (P-05).
+pub(crate) fn check_framing(head: &response::Parts) -> Result<(), Fault> {
+    let invalid = |detail| Err(Fault::new(Code::InstanceReplyInvalid).detail(detail));
+    let mut encodings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = match (encodings.next(), encodings.next()) {
+        (None, _) => false,
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
+        _ => return invalid("The answer's transfer encoding is not just chunked."),
+    };
+    if chunked && head.headers.contains_key(header::CONTENT_LENGTH) {
+        return invalid("The answer has two body lengths.");
+    }
+    if head.headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
+        return invalid("The answer has two body lengths.");
+    }
+    if head.status.is_informational() {
+        return invalid("The instance switched protocols unasked.");
+    }
+    Ok(())
+}
+
+/// The two answers of the table family that are no answers: clients would take them for data.
+pub(crate) fn check_sense(head: &response::Parts, wanted: Wanted) -> Result<(), Fault> {
+    if head.status == StatusCode::ACCEPTED {
+        return Err(Fault::new(Code::InstanceDroppedRequest));
+    }
+    // A 401 has rules of its own, whatever its body.
+    let surprised = !wanted.html && head.status != StatusCode::UNAUTHORIZED;
+    if surprised && head.headers.get(header::CONTENT_TYPE).is_some_and(is_html) {
+        return Err(Fault::new(Code::InstanceAsleep));
+    }
+    Ok(())
+}
+
+pub(crate) fn headers(answered: HeaderMap, base: Base<'_>, request_id: HeaderValue) -> HeaderMap {
+    let listed = ConnectionListed::of(&answered);
+    let mut headers = HeaderMap::with_capacity(answered.len() + 1);
+    let mut last: Option<HeaderName> = None;
+    for (name, value) in answered {
+        // Further values of one name come without it.
+        if name.is_some() {
+            last = name;
+        }
+        let Some(name) = &last else { continue };
+        if !passes(name.as_str()) || listed.holds(name.as_str()) {
+            continue;
+        }
+        let value = match name.as_str() {
+            "location" | "content-location" => base.location(&value),
+            "link" => base.link(&value),
+            _ => Some(value),
+        };
+        if let Some(value) = value {
+            headers.append(name, value);
+        }
+    }
+    headers.insert("x-request-id", request_id);
+    headers
+}
+
+fn is_html(content_type: &HeaderValue) -> bool {
+    let media = content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    media.eq_ignore_ascii_case(b"text/html") || media.eq_ignore_ascii_case(b"application/xhtml+xml")
+}
+
+/// Names are in lower case.
+fn passes(name: &str) -> bool {
+    let refused = matches!(
+        name,
+        // One hop's (RFC 9110 §7.6.1); the body's framing is its sender's.
+        "connection" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "http2-settings"
+            // Cookies and challenges.
+            | "set-cookie" | "set-cookie2" | "www-authenticate" | "authentication-info"
+            // What the caller's machine must not learn, or must not do for another host.
+            | "server" | "x-powered-by" | "via" | "alt-svc" | "strict-transport-security" | "clear-site-data"
+            | "public-key-pins" | "expect-ct" | "nel" | "report-to" | "reporting-endpoints" | "refresh"
+            | "service-worker-allowed" | "sourcemap" | "x-sourcemap"
+            // Ours: the instance does not speak as bearerd.
+            | "bearerd-error" | "x-request-id"
+    );
+    !refused && !name.starts_with("proxy-") && !name.starts_with("access-control-")
+}
+
+impl Base<'_> {
+    /// `None`: it points elsewhere, or is no reference; it is dropped.
+    fn location(&self, value: &HeaderValue) -> Option<HeaderValue> {
+        let target = value.to_str().ok()?;
+        let mut rewritten = String::with_capacity(target.len() + 32);
+        self.rewrite(target.trim(), &mut rewritten)?;
+        HeaderValue::try_from(rewritten).ok()
+    }
+
+    /// RFC 8288 §3: `<target>;parameters, <target>;…`. Links elsewhere are left out.
+    fn link(&self, value: &HeaderValue) -> Option<HeaderValue> {
+        let mut rest = value.to_str().ok()?.trim();
+        let mut rewritten = String::with_capacity(rest.len() + 64);
+        while !rest.is_empty() {
+            let (target, after) = rest.strip_prefix('<')?.split_once('>')?;
+            let end = end_of_parameters(after);
+            let (parameters, next) = after.split_at(end);
+            let before = rewritten.len();
+            rewritten.push_str(if before == 0 { "<" } else { ",<" });
+            if self.rewrite(target, &mut rewritten).is_some() {
+                rewritten.push('>');
+                rewritten.push_str(parameters.trim_end());
+            } else {
+                rewritten.truncate(before);
+            }
+            rest = next.trim_start_matches([',', ' ', '\t']);
+        }
+        if rewritten.is_empty() { None } else { HeaderValue::try_from(rewritten).ok() }
+    }
+
+    /// Appends `target` as the caller can follow it.
+    fn rewrite(&self, target: &str, into: &mut String) -> Option<()> {
+        if target.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b'\\') {
+            return None;
+        }
+        if let Some(rest) = self.after_instance(target) {
+            self.push_base(into);
+            into.push_str(if rest.is_empty() { "/" } else { rest });
+        } else if target.starts_with('/') && !target.starts_with("//") {
+            // Relative to the origin, which is ours already.
+            self.push_prefix(into);
+            into.push_str(target);
+        } else {
+            // Relative to the call's own path: no scheme, no authority.
+            let first = target.split(['/', '?', '#']).next().unwrap_or_default();
+            if first.is_empty() || first.contains(':') || target.starts_with("//") {
+                return None;
+            }
+            into.push_str(target);
+        }
+        Some(())
+    }
+
+    /// The rest of `target` from its path on, if it is an absolute URL of the instance.
+    fn after_instance<'t>(&self, target: &'t str) -> Option<&'t str> {
+        let (scheme, rest) = target.split_once("://")?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        let (own_scheme, default_port) =
+            if self.instance.is_tls() { ("https", ":443") } else { ("http", ":80") };
+        let own = self.instance.authority();
+        let same = authority.eq_ignore_ascii_case(own)
+            || authority.strip_suffix(default_port).is_some_and(|host| host.eq_ignore_ascii_case(own));
+        // A target that goes on without a slash would melt into our own authority.
+        let whole = rest.is_empty() || rest.starts_with('/');
+        (scheme.eq_ignore_ascii_case(own_scheme) && same && whole).then_some(rest)
+    }
+
+    fn push_base(&self, into: &mut String) {
+        if let Some(url) = self.public_url {
+            into.push_str(url);
+        } else {
+            into.push_str(if self.tls { "https://" } else { "http://" });
+            into.push_str(self.host);
+        }
+        self.push_prefix(into);
+    }
+
+    fn push_prefix(&self, into: &mut String) {
+        if let Some(connection) = self.connection {
+            into.push_str("/c/");
+            into.push_str(connection);
+        }
+    }
+}
+
+/// Up to the comma that ends the link: one outside of quotes.
+fn end_of_parameters(text: &str) -> usize {
+    let mut quoted = false;
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Format;
+
+    fn instance() -> InstanceOrigin {
+        InstanceOrigin::parse("https://dev1.service-now.com").unwrap()
+    }
+
+    fn base<'a>(
+        instance: &'a InstanceOrigin,
+        public_url: Option<&'a str>,
+        connection: Option<&'a str>,
+    ) -> Base<'a> {
+        Base { public_url, tls: false, host: "b.example:8080", connection, instance }
+    }
+
+    fn scrub(answered: &[(&str, &str)], base: Base<'_>) -> HeaderMap {
+        let answered: HeaderMap = answered
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
+            .collect();
+        headers(answered, base, HeaderValue::from_static("r1"))
+    }
+
+    /// P-08.
+    #[test]
+    fn cookies_challenges_and_infrastructure_do_not_pass() {
+        let instance = instance();
+        let dropped = [
+            "set-cookie",
+            "set-cookie2",
+            "www-authenticate",
+            "server",
+            "x-powered-by",
+            "alt-svc",
+            "clear-site-data",
+            "strict-transport-security",
+            "connection",
+            "keep-alive",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "proxy-authenticate",
+            "proxy-connection",
+            "access-control-allow-origin",
+            "access-control-allow-credentials",
+            "via",
+            "nel",
+            "report-to",
+            "refresh",
+            "bearerd-error",
+            "expect-ct",
+            "public-key-pins",
+        ];
+        let mut answered: Vec<_> = dropped.iter().map(|name| (*name, "v")).collect();
+        answered.extend([
+            ("set-cookie", "again"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("x-request-id", "theirs"),
+        ]);
+        let headers = scrub(&answered, base(&instance, None, None));
+        assert_eq!(headers.len(), 1, "{headers:?}");
+        assert_eq!(headers["x-request-id"], "r1");
+        let kept = [
+            "content-type",
+            "content-length",
+            "content-encoding",
+            "x-total-count",
+            "x-transaction-id",
+            "x-is-logged-in",
+            "cache-control",
+            "retry-after",
+            "x-ratelimit-limit",
+            "etag",
+            "date",
+            "vary",
+            "x-content-type-options",
+        ];
+        let answered: Vec<_> = kept.iter().map(|name| (*name, "v")).collect();
+        let headers = scrub(&answered, base(&instance, None, None));
+        assert_eq!(headers.len(), kept.len() + 1, "{headers:?}");
+    }
+
+    /// P-08, P-09.
+    #[test]
+    fn locations_lead_to_bearerd_or_nowhere() {
+        let instance = instance();
+        let plain = base(&instance, None, None);
+        let public = base(&instance, Some("https://bearerd.example"), None);
+        let prefixed = base(&instance, None, Some("hr"));
+        let location = |base: Base<'_>, value: &str| {
+            scrub(&[("location", value)], base)
+                .get("location")
+                .map(|value| value.to_str().unwrap().to_owned())
+        };
+        let created = "https://dev1.service-now.com/api/now/table/incident/abc?x=1#f";
+        for (base, expected) in [
+            (plain, "http://b.example:8080/api/now/table/incident/abc?x=1#f"),
+            (Base { tls: true, ..plain }, "https://b.example:8080/api/now/table/incident/abc?x=1#f"),
+            (public, "https://bearerd.example/api/now/table/incident/abc?x=1#f"),
+            (prefixed, "http://b.example:8080/c/hr/api/now/table/incident/abc?x=1#f"),
+        ] {
+            assert_eq!(location(base, created).as_deref(), Some(expected));
+        }
+        for (value, expected) in [
+            ("HTTPS://DEV1.service-now.com:443/x", Some("http://b.example:8080/x")),
+            ("https://dev1.service-now.com", Some("http://b.example:8080/")),
+            ("/api/now/x", Some("/api/now/x")),
+            ("incident/abc", Some("incident/abc")),
+            ("?sysparm_offset=1", None),
+            ("http://dev1.service-now.com/x", None),
+            ("https://dev1.service-now.com:444/x", None),
+            ("https://dev1.service-now.com.evil/x", None),
+            ("https://dev1.service-now.com@evil/x", None),
+            ("https://dev1.service-now.com?x", None),
+            ("https://u@dev1.service-now.com/x", None),
+            ("https://evil/x", None),
+            ("//evil/x", None),
+            ("//dev1.service-now.com/x", None),
+            ("/\\evil", None),
+            ("\\\\evil", None),
+            ("javascript:alert(1)", None),
+            ("https:evil", None),
+            ("https:/evil", None),
+            ("a b", None),
+            ("", None),
+        ] {
+            assert_eq!(location(plain, value).as_deref(), expected, "{value}");
+        }
+        assert_eq!(location(prefixed, "/api/now/x").as_deref(), Some("/c/hr/api/now/x"));
+    }
+
+    /// P-09: ServiceNow's pagination.
+    #[test]
+    fn links_of_a_page_lead_to_bearerd() {
+        let instance = instance();
+        let link = |base: Base<'_>, value: &str| {
+            scrub(&[("link", value)], base).get("link").map(|value| value.to_str().unwrap().to_owned())
+        };
+        let plain = base(&instance, Some("https://b"), None);
+        let page = "<https://dev1.service-now.com/api/now/table/incident?sysparm_query=a%5Eb,c&sysparm_offset=0>;rel=\"first\",\
+                    <https://dev1.service-now.com/api/now/table/incident?sysparm_offset=2>;rel=\"next\"";
+        assert_eq!(
+            link(plain, page).as_deref(),
+            Some(
+                "<https://b/api/now/table/incident?sysparm_query=a%5Eb,c&sysparm_offset=0>;rel=\"first\",\
+                 <https://b/api/now/table/incident?sysparm_offset=2>;rel=\"next\""
+            )
+        );
+        assert_eq!(
+            link(base(&instance, None, Some("hr")), "<https://dev1.service-now.com/x>; rel=next").as_deref(),
+            Some("<http://b.example:8080/c/hr/x>; rel=next")
+        );
+        for (value, expected) in [
+            (
+                "<https://evil/x>;rel=\"a\", <https://dev1.service-now.com/y>;rel=\"b,c\\\",d\" , </z>",
+                Some("<https://b/y>;rel=\"b,c\\\",d\",</z>"),
+            ),
+            ("<https://evil/x>;rel=next", None),
+            ("<https://dev1.service-now.com/x", None),
+            ("https://dev1.service-now.com/x>;rel=next", None),
+            ("<https://dev1.service-now.com/x>;rel=next,garbage", None),
+            ("", None),
+        ] {
+            assert_eq!(link(plain, value).as_deref(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn answers_that_are_none_are_told_apart_from_the_head() {
+        let outcome = |status: u16, content_type: &str, wanted: Wanted| {
+            let head =
+                Response::builder().status(status).header("content-type", content_type).body(()).unwrap();
+            check_sense(&head.into_parts().0, wanted).err().map(|fault| fault.code)
+        };
+        let json = Wanted { format: Format::Json, html: false };
+        for (status, content_type, expected) in [
+            (200, "application/json;charset=UTF-8", None),
+            (200, "application/xml", None),
+            (202, "application/json", Some(Code::InstanceDroppedRequest)),
+            (200, "text/html", Some(Code::InstanceAsleep)),
+            (503, "Text/HTML;charset=UTF-8", Some(Code::InstanceAsleep)),
+            (401, "text/html", None),
+            (500, "application/json", None),
+            (429, "application/json", None),
+        ] {
+            assert_eq!(outcome(status, content_type, json), expected, "{status} {content_type}");
+        }
+        assert_eq!(outcome(200, "text/html", Wanted { format: Format::Json, html: true }), None);
+    }
+
+    /// P-05.
+    #[test]
+    fn an_answer_has_one_length() {
+        let outcome = |headers: &[(&str, &str)]| {
+            let mut head = Response::builder().status(200);
+            for (name, value) in headers {
+                head = head.header(*name, *value);
+            }
+            check_framing(&head.body(()).unwrap().into_parts().0).is_ok()
+        };
+        assert!(outcome(&[]));
+        assert!(outcome(&[("content-length", "3")]));
+        assert!(outcome(&[("transfer-encoding", "Chunked")]));
+        assert!(!outcome(&[("content-length", "3"), ("transfer-encoding", "chunked")]));
+        assert!(!outcome(&[("content-length", "3"), ("content-length", "3")]));
+        assert!(!outcome(&[("transfer-encoding", "gzip, chunked")]));
+        assert!(!outcome(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
+        let switched = Response::builder().status(101).body(()).unwrap().into_parts().0;
+        assert!(check_framing(&switched).is_err());
+    }
+
+    proptest! {
+        /// Whatever an instance writes into its links, none leads to another host.
+        #[test]
+        fn no_link_leads_elsewhere(
+            target in prop_oneof!["\\PC{0,40}", "(https?:)?//(dev1.service-now.com|evil)[:/@?#a-z0-9.\\\\]{0,12}"],
+        ) {
+            let instance = instance();
+            let base = base(&instance, Some("https://bearerd.example"), None);
+            let mut rewritten = String::new();
+            if base.rewrite(&target, &mut rewritten).is_some() {
+                let absolute = rewritten.starts_with("https://bearerd.example/");
+                let relative = !rewritten.starts_with("//") && !rewritten.contains('\\')
+                    && !rewritten.split(['/', '?', '#']).next().unwrap().contains(':');
+                prop_assert!(absolute || relative, "{} -> {}", target, rewritten);
+            }
+        }
+    }
+}

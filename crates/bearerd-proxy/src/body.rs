@@ -1,0 +1,357 @@
+//! Bodies on their way through, in both directions: one chunk at a time, fetched when the far side asks for it.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::{call::UnderWay, coarse::Coarse, pool::Lease};
+
+/// Why a caller's body did not reach the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyFault {
+    #[error("the body is longer than the family admits")]
+    TooLarge,
+    #[error("the caller's body is malformed, or its connection broke")]
+    Broken,
+    #[error("the body went to another attempt")]
+    Superseded,
+}
+
+/// The body of one call. The chunks that passed are kept, up to a limit, for the one replay after a 401; beyond it
+/// nothing is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct CallerBody(Rc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    incoming: RefCell<Incoming>,
+    kept: RefCell<Kept>,
+    bytes_max: u64,
+    received: Cell<u64>,
+    ended: Cell<bool>,
+    fault: Cell<Option<BodyFault>>,
+    /// The instance asks for more and the caller has sent no more since.
+    waiting_since: Cell<Option<u64>>,
+    progressed_at: Cell<u64>,
+    /// Attempts so far; only the newest may read.
+    attempts: Cell<u32>,
+    now: Coarse,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// Views into the parser's buffers: nothing is copied.
+    chunks: Vec<Bytes>,
+    bytes: usize,
+    bytes_max: usize,
+    overflown: bool,
+}
+
+impl CallerBody {
+    pub(crate) fn new(incoming: Incoming, bytes_max: u64, keep_bytes_max: usize, now: Coarse) -> Self {
+        Self(Rc::new(Shared {
+            ended: Cell::new(incoming.is_end_stream()),
+            incoming: RefCell::new(incoming),
+            kept: RefCell::new(Kept {
+                chunks: Vec::new(),
+                bytes: 0,
+                bytes_max: keep_bytes_max,
+                overflown: false,
+            }),
+            bytes_max,
+            received: Cell::new(0),
+            fault: Cell::new(None),
+            waiting_since: Cell::new(None),
+            progressed_at: Cell::new(now.now()),
+            attempts: Cell::new(0),
+            now,
+        }))
+    }
+
+    /// The body from its beginning, for the next attempt. Only while [`Self::is_at_hand`].
+    pub(crate) fn attempt(&self) -> UpstreamBody {
+        let attempt = self.0.attempts.get() + 1;
+        self.0.attempts.set(attempt);
+        UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt, at: 0 }))
+    }
+
+    /// Can it be sent once more, from its beginning?
+    pub(crate) fn is_at_hand(&self) -> bool {
+        !self.0.kept.borrow().overflown && self.0.fault.get().is_none()
+    }
+
+    /// The caller has sent all of it and the instance has taken all of it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.ended.get()
+    }
+
+    pub(crate) fn fault(&self) -> Option<BodyFault> {
+        self.0.fault.get()
+    }
+
+    /// The instance has waited for the caller's next bytes for that long.
+    pub(crate) fn is_stalled(&self, limit_ms: u64) -> bool {
+        self.0.waiting_since.get().is_some_and(|since| self.0.now.is_past(since, limit_ms))
+    }
+
+    /// When the instance last took a chunk.
+    pub(crate) fn progressed_at(&self) -> u64 {
+        self.0.progressed_at.get()
+    }
+}
+
+/// What is sent to the instance: nothing, or a caller's body.
+#[derive(Debug)]
+pub(crate) struct UpstreamBody(Option<Attempt>);
+
+#[derive(Debug)]
+struct Attempt {
+    body: Rc<Shared>,
+    number: u32,
+    /// Kept chunks that this attempt has sent.
+    at: usize,
+}
+
+impl UpstreamBody {
+    pub(crate) const EMPTY: Self = Self(None);
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        match &mut self.get_mut().0 {
+            None => Poll::Ready(None),
+            Some(attempt) => attempt.poll_chunk(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|attempt| {
+            attempt.body.ended.get() && attempt.at >= attempt.body.kept.borrow().chunks.len()
+        })
+    }
+
+    /// Exact if the caller stated a length, so that the instance is told the same one.
+    fn size_hint(&self) -> SizeHint {
+        let Some(attempt) = &self.0 else { return SizeHint::with_exact(0) };
+        let kept = attempt.body.kept.borrow();
+        let again: u64 = kept.chunks.iter().skip(attempt.at).map(|chunk| chunk.len() as u64).sum();
+        let coming = attempt.body.incoming.borrow().size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(coming.lower() + again);
+        if let Some(upper) = coming.upper() {
+            hint.set_upper(upper + again);
+        }
+        hint
+    }
+}
+
+impl Attempt {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
+        let body = &self.body;
+        if body.attempts.get() != self.number {
+            return Poll::Ready(Some(Err(BodyFault::Superseded)));
+        }
+        if let Some(fault) = body.fault.get() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let kept = body.kept.borrow().chunks.get(self.at).cloned();
+        let chunk = match kept {
+            Some(chunk) => Some(chunk),
+            None if body.ended.get() => None,
+            None => match body.poll_new_chunk(cx) {
+                Poll::Ready(chunk) => chunk?,
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        self.at += 1;
+        body.progressed_at.set(body.now.now());
+        Poll::Ready(chunk.map(Ok))
+    }
+}
+
+impl Shared {
+    /// The next chunk from the caller; trailers are dropped.
+    fn poll_new_chunk(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyFault>> {
+        let mut incoming = self.incoming.borrow_mut();
+        loop {
+            let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    if self.waiting_since.get().is_none() {
+                        self.waiting_since.set(Some(self.now.now()));
+                    }
+                    return Poll::Pending;
+                }
+            };
+            self.waiting_since.set(None);
+            match frame {
+                Some(Ok(frame)) => {
+                    let Ok(chunk) = frame.into_data() else { continue };
+                    self.received.set(self.received.get().saturating_add(chunk.len() as u64));
+                    if self.received.get() > self.bytes_max {
+                        return Poll::Ready(Err(self.fail(BodyFault::TooLarge)));
+                    }
+                    self.ended.set(incoming.is_end_stream());
+                    self.kept.borrow_mut().keep(&chunk);
+                    return Poll::Ready(Ok(Some(chunk)));
+                }
+                Some(Err(_)) => return Poll::Ready(Err(self.fail(BodyFault::Broken))),
+                None => {
+                    self.ended.set(true);
+                    return Poll::Ready(Ok(None));
+                }
+            }
+        }
+    }
+
+    fn fail(&self, fault: BodyFault) -> BodyFault {
+        self.fault.set(Some(fault));
+        fault
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, chunk: &Bytes) {
+        self.bytes = self.bytes.saturating_add(chunk.len());
+        if self.bytes > self.bytes_max {
+            self.overflown = true;
+            self.chunks = Vec::new();
+        } else {
+            self.chunks.push(chunk.clone());
+        }
+    }
+}
+
+/// Why an answer ended before its end; the caller's connection is cut, so that it cannot take it for whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerFault {
+    #[error("the instance's answer broke off")]
+    Cut(#[source] hyper::Error),
+    #[error("the instance's answer stood still")]
+    Stalled,
+}
+
+/// What a caller is answered with: a few bytes of our own, or the instance's body as it comes.
+#[derive(Debug)]
+pub(crate) struct AnswerBody(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Own(Bytes),
+    Streamed(Streamed),
+}
+
+#[derive(Debug)]
+struct Streamed {
+    incoming: Incoming,
+    /// Given back when the answer has been read to its end; dropped otherwise, which closes the connection.
+    lease: Option<Lease>,
+    idle_max_ms: u64,
+    waiting_since: Option<u64>,
+    now: Coarse,
+    _under_way: UnderWay,
+}
+
+impl AnswerBody {
+    pub(crate) fn own(bytes: Bytes) -> Self {
+        Self(Kind::Own(bytes))
+    }
+
+    pub(crate) fn streamed(
+        incoming: Incoming,
+        lease: Lease,
+        idle_max_ms: u64,
+        now: Coarse,
+        under_way: UnderWay,
+    ) -> Self {
+        let mut streamed = Streamed {
+            incoming,
+            lease: Some(lease),
+            idle_max_ms,
+            waiting_since: None,
+            now,
+            _under_way: under_way,
+        };
+        streamed.give_back_at_end();
+        Self(Kind::Streamed(streamed))
+    }
+}
+
+impl Streamed {
+    fn give_back_at_end(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.lease.take().into_iter().for_each(Lease::give_back);
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.waiting_since = None;
+                    self.give_back_at_end();
+                    // Trailers are dropped.
+                    if frame.is_data() {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(AnswerFault::Cut(error)))),
+                Poll::Ready(None) => {
+                    self.lease.take().into_iter().for_each(Lease::give_back);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    let since = *self.waiting_since.get_or_insert_with(|| self.now.now());
+                    return if self.now.is_past(since, self.idle_max_ms) {
+                        Poll::Ready(Some(Err(AnswerFault::Stalled)))
+                    } else {
+                        Poll::Pending
+                    };
+                }
+            }
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = AnswerFault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
+        match &mut self.get_mut().0 {
+            Kind::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Streamed(streamed) => streamed.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Own(bytes) => bytes.is_empty(),
+            Kind::Streamed(streamed) => streamed.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Streamed(streamed) => streamed.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The door as the binary starts and stops it.
+
+use std::{io, sync::Arc, sync::mpsc, thread, time::Duration};
+
+use bearerd_model::Clock;
+use bearerd_net::Listener;
+use bearerd_policy::SharedSnapshot;
+use bearerd_tokens::AccessTokens;
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::watch,
+};
+
+use crate::{
+    metrics::{ProxyMetrics, Shard},
+    settings::{ProxySettings, ProxySettingsError},
+    worker::{Parts, Worker},
+};
+
+/// Why the door cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    #[error(transparent)]
+    Settings(#[from] ProxySettingsError),
+    #[error("a worker of the proxy door could not be started")]
+    Worker(#[from] io::Error),
+}
+
+/// The running proxy door. Dropping it cuts what is under way; [`Self::shutdown`] does not.
+#[derive(Debug)]
+pub struct ProxyDoor {
+    stop: watch::Sender<Option<Duration>>,
+    workers: Vec<thread::JoinHandle<()>>,
+}
+
+impl ProxyDoor {
+    /// Starts the workers, each on a thread of its own, all accepting from `listener`. The door serves when this
+    /// returns. It needs no runtime around it.
+    ///
+    /// # Errors
+    /// [`DoorError`]; no worker is left running.
+    pub fn start(
+        settings: &ProxySettings,
+        listener: Listener,
+        snapshot: Arc<SharedSnapshot>,
+        tokens: Arc<dyn AccessTokens>,
+        clock: Arc<dyn Clock>,
+        metrics: &ProxyMetrics,
+    ) -> Result<Self, DoorError> {
+        let mut limits = settings.limits()?;
+        limits.tls = listener.is_tls();
+        let parts = Parts { limits: Arc::new(limits), shared: snapshot, tokens, clock };
+        let (stop, stopped) = watch::channel(None);
+        let mut door = Self { stop, workers: Vec::new() };
+        for number in 0..settings.worker_count() {
+            let (listener, parts, shard) = (listener.try_clone()?, parts.clone(), metrics.shard());
+            let stopped = stopped.clone();
+            let (up, is_up) = mpsc::sync_channel(1);
+            let worker = thread::Builder::new()
+                .name(format!("proxy-{number}"))
+                .spawn(move || run_worker(listener, parts, shard, stopped, &up))?;
+            door.workers.push(worker);
+            is_up.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))?;
+        }
+        drop(listener);
+        Ok(door)
+    }
+
+    /// Stops accepting, lets calls under way end within `drain`, cuts the rest, and returns when all is over.
+    pub async fn shutdown(mut self, drain: Duration) {
+        self.stop.send_replace(Some(drain));
+        let workers = std::mem::take(&mut self.workers);
+        let joined = tokio::task::spawn_blocking(|| {
+            for worker in workers {
+                if worker.join().is_err() {
+                    tracing::error!("a worker of the proxy door panicked");
+                }
+            }
+        });
+        if joined.await.is_err() {
+            tracing::error!("waiting for the proxy door's workers failed");
+        }
+    }
+}
+
+fn run_worker(
+    listener: Listener,
+    parts: Parts,
+    shard: Arc<Shard>,
+    stopped: watch::Receiver<Option<Duration>>,
+    up: &mpsc::SyncSender<io::Result<()>>,
+) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(up.send(Err(error))),
+    };
+    runtime.block_on(async move {
+        match listener.into_acceptor() {
+            Ok(acceptor) => {
+                let worker = Worker::new(parts, shard);
+                drop(up.send(Ok(())));
+                worker.run(acceptor, stopped).await;
+            }
+            Err(error) => drop(up.send(Err(error))),
+        }
+    });
+}

@@ -1,0 +1,291 @@
+//! Reads along with the parser, and notes what the parser forgives and a strict reading does not (P-02): a line that
+//! ends in a bare LF, two body lengths (hyper drops one of them), a `#` in the request target (cut off in silence).
+//! Purely an observer: it follows the framing of each request and never changes a byte.
+
+use std::io::BufRead;
+
+/// What is wrong with a request on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WireFault {
+    BareLineFeed,
+    TwoLengths,
+    Fragment,
+}
+
+impl WireFault {
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::BareLineFeed => "A line of the head does not end in CR LF.",
+            Self::TwoLengths => "The request states its body's length twice.",
+            Self::Fragment => "The request target holds a fragment.",
+        }
+    }
+}
+
+/// Follows the requests of one HTTP/1 connection.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    state: State,
+    /// A line whose end has not come yet; empty on almost every connection, always.
+    partial: Vec<u8>,
+    lengths: u32,
+    length: u64,
+    chunked: bool,
+    /// Heads that have ended.
+    heads: u64,
+    fault: Option<(u64, WireFault)>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    RequestLine,
+    Header,
+    /// Bytes left of a body, or of a chunk with its CR LF.
+    Body(u64),
+    ChunkSize,
+    Chunk(u64),
+    Trailer,
+    /// The parser refuses what follows, or a fault was found: the connection ends here.
+    Over,
+}
+
+impl Scanner {
+    /// The first fault: its request, counted from 0, and what it is.
+    pub(crate) fn fault(&self) -> Option<(u64, WireFault)> {
+        self.fault
+    }
+
+    /// A head has begun and not ended.
+    pub(crate) fn is_in_head(&self) -> bool {
+        matches!(self.state, State::Header) || (self.state == State::RequestLine && !self.partial.is_empty())
+    }
+
+    /// Takes the next bytes of the connection, in order.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Over => return,
+                State::Body(left) => match skip(&mut bytes, left) {
+                    0 => self.next_request(),
+                    left => self.state = State::Body(left),
+                },
+                State::Chunk(left) => {
+                    let left = skip(&mut bytes, left);
+                    self.state = if left == 0 { State::ChunkSize } else { State::Chunk(left) };
+                }
+                State::RequestLine | State::Header | State::ChunkSize | State::Trailer => {
+                    self.take_line(&mut bytes);
+                }
+            }
+        }
+    }
+
+    fn take_line(&mut self, bytes: &mut &[u8]) {
+        let whole = *bytes;
+        let len = bytes.skip_until(b'\n').unwrap_or(whole.len());
+        let (line, _) = whole.split_at(len);
+        if line.last() != Some(&b'\n') {
+            // The parser's own buffer is smaller than this: it has refused such a line already.
+            if self.partial.len() + line.len() > LINE_BYTES_MAX {
+                self.over();
+            } else {
+                self.partial.extend_from_slice(line);
+            }
+        } else if self.partial.is_empty() {
+            self.line(&line[..len - 1]);
+        } else {
+            let mut joined = std::mem::take(&mut self.partial);
+            joined.extend_from_slice(&line[..len - 1]);
+            self.line(&joined);
+        }
+    }
+
+    /// `line` is without its LF.
+    fn line(&mut self, line: &[u8]) {
+        let Some(line) = line.strip_suffix(b"\r") else {
+            return match self.state {
+                State::RequestLine | State::Header => self.found(WireFault::BareLineFeed),
+                _ => self.over(),
+            };
+        };
+        match self.state {
+            // Empty lines before a request line are skipped (RFC 9112 §2.2).
+            State::RequestLine if line.is_empty() => {}
+            State::RequestLine if line.contains(&b'#') => self.found(WireFault::Fragment),
+            State::RequestLine => self.state = State::Header,
+            State::Header if line.is_empty() => self.end_of_head(),
+            State::Header => self.header(line),
+            State::ChunkSize => self.chunk_size(line),
+            State::Trailer if line.is_empty() => self.next_request(),
+            State::Trailer | State::Body(_) | State::Chunk(_) | State::Over => {}
+        }
+    }
+
+    fn header(&mut self, line: &[u8]) {
+        match line.first().map(u8::to_ascii_lowercase) {
+            Some(b'c') => {
+                if let Some(value) = value_of(line, b"content-length") {
+                    self.lengths += 1;
+                    let digits = std::str::from_utf8(value.trim_ascii()).ok();
+                    match digits.and_then(|digits| digits.parse().ok()) {
+                        Some(length) => self.length = length,
+                        None => self.over(),
+                    }
+                }
+            }
+            Some(b't') => self.chunked |= value_of(line, b"transfer-encoding").is_some(),
+            _ => {}
+        }
+    }
+
+    fn end_of_head(&mut self) {
+        if self.lengths > 1 || (self.chunked && self.lengths > 0) {
+            return self.found(WireFault::TwoLengths);
+        }
+        self.heads += 1;
+        match (self.chunked, self.length) {
+            (true, _) => self.state = State::ChunkSize,
+            (false, 0) => self.next_request(),
+            (false, length) => self.state = State::Body(length),
+        }
+    }
+
+    fn chunk_size(&mut self, line: &[u8]) {
+        let digits = line.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().unwrap_or_default();
+        let size = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        match size {
+            Some(0) => self.state = State::Trailer,
+            // With the CR LF after the data.
+            Some(size) => self.state = State::Chunk(size.saturating_add(2)),
+            None => self.over(),
+        }
+    }
+
+    fn next_request(&mut self) {
+        self.state = State::RequestLine;
+        (self.lengths, self.length, self.chunked) = (0, 0, false);
+    }
+
+    fn found(&mut self, fault: WireFault) {
+        self.fault = Some((self.heads, fault));
+        self.over();
+    }
+
+    fn over(&mut self) {
+        self.state = State::Over;
+        self.partial = Vec::new();
+    }
+}
+
+/// Gives what is left to skip.
+fn skip(bytes: &mut &[u8], left: u64) -> u64 {
+    let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    *bytes = &bytes[here..];
+    left - here as u64
+}
+
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = line.split_at_checked(name.len())?;
+    if start.eq_ignore_ascii_case(name) { rest.strip_prefix(b":") } else { None }
+}
+
+/// Longer than any head that passes.
+const LINE_BYTES_MAX: usize = 512 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(stream: &str, expected: Option<(u64, WireFault)>) {
+        for size in [stream.len().max(1), 1, 2, 7] {
+            let mut scanner = Scanner::default();
+            for piece in stream.as_bytes().chunks(size) {
+                scanner.feed(piece);
+            }
+            assert_eq!(scanner.fault(), expected, "{stream:?} in pieces of {size}");
+        }
+    }
+
+    /// P-02.
+    #[test]
+    fn what_the_parser_forgives_is_noted() {
+        use WireFault::{BareLineFeed, Fragment, TwoLengths};
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        check(get, None);
+        check(&format!("\r\n{get}{get}"), None);
+        check("GET / HTTP/1.1\nHost: a\r\n\r\n", Some((0, BareLineFeed)));
+        check("GET / HTTP/1.1\r\nHost: a\n\r\n", Some((0, BareLineFeed)));
+        check("GET / HTTP/1.1\r\nHost: a\r\n\n", Some((0, BareLineFeed)));
+        check("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Some((0, BareLineFeed)));
+        check(&format!("{get}{get}GET / HTTP/1.1\nHost: a\n\n"), Some((2, BareLineFeed)));
+        check("GET /#f HTTP/1.1\r\n\r\n", Some((0, Fragment)));
+        for pair in [
+            "Content-Length: 3\r\nTransfer-Encoding: chunked",
+            "transfer-encoding: chunked\r\ncontent-length: 3",
+            "Transfer-Encoding: chunked\r\nX: y\r\nCONTENT-LENGTH:0",
+            "Content-Length: 3\r\nContent-Length: 3",
+        ] {
+            check(&format!("{get}POST / HTTP/1.1\r\n{pair}\r\n\r\nabc"), Some((1, TwoLengths)));
+        }
+    }
+
+    #[test]
+    fn bodies_are_followed_to_the_next_request() {
+        let bad = "GET / HTTP/1.1\n\n";
+        let found = Some((1, WireFault::BareLineFeed));
+        check(&format!("POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n\n\n\n\n{bad}"), found);
+        check(&format!("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n{bad}"), found);
+        let chunks = "3\r\n\n\n\n\r\nA;x=y\r\n0123456789\r\n0\r\n";
+        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}\r\n{bad}"), found);
+        check(
+            &format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}X-T: 1\r\n\r\n{bad}"),
+            found,
+        );
+        // What the parser refuses by itself is not followed further.
+        check(&format!("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n{bad}"), None);
+        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{bad}"), None);
+        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\n{bad}"), None);
+    }
+
+    #[test]
+    fn a_head_under_way_is_known() {
+        let mut scanner = Scanner::default();
+        for (bytes, expected) in [
+            ("", false),
+            ("\r\n", false),
+            ("GE", true),
+            ("T / HTTP/1.1\r\n", true),
+            ("Host: a\r\n\r", true),
+            ("\n", false),
+            ("POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", false),
+            ("ab", false),
+            ("P", true),
+        ] {
+            scanner.feed(bytes.as_bytes());
+            assert_eq!(scanner.is_in_head(), expected, "after {bytes:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_stream_in_any_pieces_gives_the_same_finding(
+            stream in proptest::collection::vec(prop_oneof![
+                Just(b"GET / HTTP/1.1\r\n".to_vec()), Just(b"Content-Length: 3\r\n".to_vec()), Just(b"\r\n".to_vec()),
+                Just(b"Transfer-Encoding: chunked\r\n".to_vec()), Just(b"3\r\nabc\r\n".to_vec()), Just(b"0\r\n".to_vec()),
+                Just(b"\n".to_vec()), proptest::collection::vec(any::<u8>(), 0..4),
+            ], 0..12),
+            size in 1_usize..20,
+        ) {
+            let stream = stream.concat();
+            let (mut whole, mut pieces) = (Scanner::default(), Scanner::default());
+            whole.feed(&stream);
+            stream.chunks(size).for_each(|piece| pieces.feed(piece));
+            prop_assert_eq!(whole.fault(), pieces.fault());
+            prop_assert_eq!(whole.heads, pieces.heads);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Bodies flow while they are made: nothing is gathered, limits hold while streaming, and whoever leaves stops it.
+
+use crate::support::{Door, Instance, ok, respond};
+use bearerd_proxy::ProxySettings;
+
+/// The instance sends its second chunk only when the caller has the first.
+#[tokio::test]
+async fn an_answer_is_passed_on_as_it_comes() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-t\r\n\r\n").await;
+    let head = caller.head().await.unwrap();
+    assert_eq!((head.status, head.header("trailer")), (200, None));
+    for chunk in ["first", "second"] {
+        peer.send(format!("{:x}\r\n{chunk}\r\n", chunk.len())).await;
+        assert_eq!(caller.chunk().await.unwrap(), chunk.as_bytes());
+    }
+    peer.send("0\r\nx-t: dropped\r\n\r\n").await;
+    assert_eq!(caller.chunk().await.unwrap(), b"");
+    // Read to its end: the connection carries the next call.
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    peer.request().await;
+    peer.send(ok("{}", "")).await;
+    assert_eq!(caller.answer(false).await.text(), "{}");
+}
+
+/// The caller sends its second piece only when the instance has the first; the answer comes before the body's end.
+#[tokio::test]
+async fn a_request_is_passed_on_as_it_comes() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "transfer-encoding: chunked\r\n")).await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    for chunk in ["first", "second"] {
+        caller.send(format!("{:x}\r\n{chunk}\r\n", chunk.len())).await;
+        assert_eq!(peer.chunk().await.unwrap(), chunk.as_bytes());
+    }
+    caller.send("0\r\n\r\n").await;
+    assert_eq!(peer.chunk().await.unwrap(), b"");
+    peer.send(respond(201, "{}", "")).await;
+    assert_eq!(caller.answer(false).await.status, 201);
+}
+
+#[tokio::test]
+async fn one_who_expects_a_continue_gets_it_when_the_instance_takes_the_body() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller
+        .send(door.head("POST /api/now/table/incident", "expect: 100-continue\r\ncontent-length: 2\r\n"))
+        .await;
+    assert_eq!(caller.head().await.unwrap().status, 100);
+    caller.send("ab").await;
+    let mut peer = instance.accept().await;
+    let request = peer.request().await;
+    assert_eq!((request.text(), request.header("expect")), ("ab", None));
+    peer.send(ok("{}", "")).await;
+    assert_eq!(caller.answer(false).await.status, 200);
+    // Refused before: no continue, so that the body is never sent.
+    let mut caller = door.call().await;
+    let more = "expect: 100-continue\r\ncontent-length: 2\r\n";
+    caller.send(door.head("POST /api/now/table/problem", more)).await;
+    assert_eq!(caller.answer(false).await.code(), "policy_denied");
+}
+
+#[tokio::test]
+async fn a_body_that_states_too_great_a_length_is_refused_unsent() {
+    let instance = Instance::listen().await;
+    let settings = ProxySettings { table_body_bytes_max: 2_000, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let answer = door.once("POST /api/now/table/incident", "content-length: 2001\r\n").await;
+    assert_eq!((answer.status, answer.code()), (413, "body_too_large"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(instance.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_grows_too_great_is_cut_and_refused() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings { table_body_bytes_max: 2_000, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "transfer-encoding: chunked\r\n")).await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    let chunk = format!("3e8\r\n{}\r\n", "x".repeat(1_000));
+    for _ in 0..2 {
+        caller.send(&chunk).await;
+        assert_eq!(peer.chunk().await.unwrap().len(), 1_000);
+    }
+    caller.send("1\r\nx\r\n").await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (413, "body_too_large"));
+    caller.closed().await;
+    // No last chunk: the instance cannot take it for whole.
+    assert!(!peer.closed().await.ends_with(b"0\r\n\r\n"));
+}
+
+/// P-18.
+#[tokio::test]
+async fn a_caller_who_leaves_while_waiting_cancels_the_call() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    drop(caller);
+    peer.closed().await;
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+    door.until("bearerd_proxy_caller_connections", 0).await;
+    assert_eq!(door.tokens.refused(), []);
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_inside_a_body_cancels_the_call() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    caller.head().await.unwrap();
+    assert_eq!(caller.chunk().await.unwrap(), b"x");
+    drop(caller);
+    peer.closed().await;
+    // The other direction: the caller leaves while it sends.
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "content-length: 10\r\n") + "abc").await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    assert_eq!(peer.bytes(3).await.unwrap(), b"abc");
+    drop(caller);
+    peer.closed().await;
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+}
+
+/// The instance answers before it has read the body: the caller learns it at once, and neither connection goes on.
+#[tokio::test]
+async fn an_early_answer_is_passed_on() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "content-length: 100000\r\n") + "abc").await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    peer.send(respond(400, "{\"error\":1}", "")).await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.text()), (400, "{\"error\":1}"));
+    peer.closed().await;
+    caller.closed().await;
+}
+
+#[tokio::test]
+async fn a_malformed_body_is_the_callers_fault() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller
+        .send(door.head("POST /api/now/table/incident", "transfer-encoding: chunked\r\n") + "3\r\nabc\r\n")
+        .await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    assert_eq!(peer.chunk().await.unwrap(), b"abc");
+    caller.send("zz\r\n").await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (400, "request_malformed"));
+    peer.closed().await;
+}
+
+/// A megabyte each way, in pieces that no buffer holds.
+#[tokio::test]
+async fn large_bodies_arrive_whole() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let body: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let mut caller = door.call().await;
+    let head = door.head("PUT /api/now/table/incident/abc", &format!("content-length: {}\r\n", body.len()));
+    let sent = body.clone();
+    let echoing = async {
+        let mut peer = instance.accept().await;
+        let request = peer.request().await;
+        let mut answer =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", request.body.len()).into_bytes();
+        answer.extend_from_slice(&request.body);
+        peer.send(answer).await;
+        peer
+    };
+    let calling = async {
+        caller.send(head).await;
+        caller.send(sent).await;
+        caller.answer(false).await
+    };
+    let (_peer, answer) = tokio::join!(echoing, calling);
+    assert!(answer.message.body == body);
+}
+
+/// P-19: silence has its limits.
+#[tokio::test]
+async fn whoever_stands_still_is_not_waited_for() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings {
+        header_read_timeout_s: 1,
+        keep_alive_s: 1,
+        body_idle_timeout_s: 1,
+        first_byte_timeout_s: 2,
+        ..ProxySettings::default()
+    };
+    let door = Door::open_with(&instance, settings);
+    // A caller that says nothing, one that says half a head, and one that is done.
+    let (mut silent, mut slow, mut done) = (door.call().await, door.call().await, door.call().await);
+    slow.send("GET /api/now/table/incident HTTP/1.1\r\nhost: b\r\n").await;
+    done.send("GET /x HTTP/1.1\r\nhost: b\r\n\r\n").await;
+    assert_eq!(done.answer(false).await.code(), "path_refused");
+    for caller in [&mut silent, &mut slow, &mut done] {
+        assert_eq!(caller.closed().await, b"");
+    }
+    // A caller that stops inside its body.
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "content-length: 10\r\n") + "abc").await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (408, "request_too_slow"));
+    peer.closed().await;
+    // An instance that does not answer.
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (504, "instance_timeout"));
+    assert!(answer.text().contains("\"retryable\":true"));
+    peer.closed().await;
+    // And one whose write may have been executed.
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (504, "instance_timeout"));
+    assert!(answer.text().contains("\"retryable\":false"));
+    // An instance that stops inside its answer.
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc").await;
+    assert!(caller.try_answer(false).await.is_none());
+    peer.closed().await;
+}

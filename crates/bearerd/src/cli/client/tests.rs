@@ -1,0 +1,251 @@
+//! The commands against a real admin door on loopback, with the in-memory store.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bearerd_admin::{AdminDoor, AdminKeys, AdminParts, AdminSettings, wire::WireTime};
+use bearerd_control::{ConnectRules, Control, InstanceRules};
+use bearerd_crypto::KeyRing;
+use bearerd_model::{Clock, FakeClock, UnixTime};
+use bearerd_net::{Connector, EgressSettings, ListenSettings, Listener};
+use bearerd_policy::{ApiKey, KeyKind};
+use bearerd_store::{MemoryBackend, Store};
+use bearerd_tokens::{TokenEngine, TokenSettings};
+use clap::{CommandFactory, Parser};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{error::Exit, input, output, *};
+
+/// As the binary mounts the commands.
+#[derive(Debug, Parser)]
+#[command(name = "bearerd")]
+struct Cli {
+    #[command(flatten)]
+    options: ClientOptions,
+    #[command(subcommand)]
+    command: ClientCommand,
+}
+
+struct Daemon {
+    address: SocketAddr,
+    key: ApiKey,
+    files: TempDir,
+    stop: CancellationToken,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn daemon() -> Daemon {
+    let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+    let store = Store::open(Arc::new(MemoryBackend::default()), ring).await.unwrap();
+    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(FakeClock::at(UnixTime::from_millis(now)));
+    let registry = prometheus::Registry::new();
+    let connector = Connector::new(&EgressSettings::default()).unwrap();
+    let settings = TokenSettings::default();
+    let tokens =
+        TokenEngine::start(store.clone(), connector, Arc::clone(&clock), settings, &registry).unwrap();
+    let connect = ConnectRules {
+        public_url: "https://connect.example".to_owned(),
+        confirm: true,
+        link_lifetime: Duration::from_hours(1),
+    };
+    let control = Control::new(store, Arc::new(tokens), clock, connect, InstanceRules::default());
+    control.load().await.unwrap();
+    let key = ApiKey::generate(KeyKind::Admin);
+    let keys = AdminKeys::parse(&AdminKeys::setting_for(&key)).unwrap();
+    let draining = CancellationToken::new();
+    let parts = AdminParts { control: Arc::new(control), keys, registry, draining };
+    let listen = ListenSettings { address: "127.0.0.1:0".to_owned(), tls: None };
+    let listener = Listener::bind(&listen, &[]).unwrap();
+    let (address, stop) = (listener.local_addr(), CancellationToken::new());
+    tokio::spawn(AdminDoor::new(&AdminSettings::default(), parts).serve(listener, stop.clone()));
+    let files = tempfile::tempdir().unwrap();
+    std::fs::write(files.path().join("client-secret"), "canary-client-secret\n").unwrap();
+    std::fs::write(files.path().join("admin-key"), format!("{}\n", key.expose())).unwrap();
+    Daemon { address, key, files, stop }
+}
+
+impl Daemon {
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.files.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Parses and performs a command line; `@NAME` stands for a file of the daemon's folder.
+    async fn run(&self, line: &str) -> Result<Report, CliError> {
+        let folder = self.files.path().to_str().unwrap();
+        let mut words = vec!["bearerd".to_owned()];
+        words.extend(line.split_whitespace().map(|word| word.replace('@', &format!("{folder}/"))));
+        let url = format!("http://{}", self.address);
+        let key_file = format!("{folder}/admin-key");
+        words.extend(["--admin-url", &url, "--admin-key-file", &key_file].map(str::to_owned));
+        let Cli { options, command } = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+        let report = perform(command, &AdminApi::from_options(&options)?).await;
+        let said = format!("{report:?}");
+        assert!(!said.contains("canary") && !said.contains(self.key.expose()), "{said}");
+        report
+    }
+
+    async fn ok(&self, line: &str, words: &[&str]) -> Report {
+        let report = self.run(line).await.unwrap_or_else(|error| panic!("{line}: {error}"));
+        for word in words {
+            assert!(report.text.contains(word), "{word} in the answer to {line}:\n{}", report.text);
+        }
+        report
+    }
+
+    async fn fails(&self, line: &str, code: &str, exit: Exit) {
+        let error = self.run(line).await.unwrap_err();
+        assert_eq!(error.code_and_exit(), (code, exit), "{error}");
+        assert!(error.to_string().contains("\n  fix: "), "{error}");
+    }
+}
+
+const ADD_HR: &str =
+    "integration add hr --instance http://127.0.0.1:9 --client-id hr --client-secret-file @client-secret";
+
+#[test]
+fn the_command_line_is_sound_and_every_command_has_an_example() {
+    Cli::command().debug_assert();
+    for group in Cli::command().get_subcommands() {
+        for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("bearerd "), "{} {}", group.get_name(), command.get_name());
+        }
+    }
+}
+
+#[test]
+fn the_admin_key_is_refused_on_the_command_line() {
+    let error = Cli::try_parse_from(["bearerd", "key", "list", "--admin-key", "bda_canary"]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("BEARERD_ADMIN_KEY") && !text.contains("canary"), "{text}");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[tokio::test]
+async fn from_integration_to_key() {
+    let daemon = daemon().await;
+    daemon.ok("integration list", &["no integration yet", "integration add --help"]).await;
+    let redirect = "https://connect.example/oauth/callback";
+    daemon
+        .ok(
+            ADD_HR,
+            &["added", redirect, "Application Registry", "Client ID", "connection add NAME --integration hr"],
+        )
+        .await;
+    daemon.fails(ADD_HR, "exists", Exit::Conflict).await;
+    daemon.ok(&format!("{ADD_HR} --replace"), &["changed"]).await;
+    daemon.ok("integration list", &["REDIRECT URI", "hr", "default: authorization_code", redirect]).await;
+    daemon.ok("integration show hr", &["set (not shown)", "100 days", "S256"]).await;
+
+    let line = "connection add hr-prod --integration hr --label env=prod --expected-user svc";
+    daemon.ok(line, &["added", "https://connect.example/connect/", "connection show hr-prod"]).await;
+    daemon.ok("connection list", &["hr-prod", "awaiting consent", "http://127.0.0.1:9"]).await;
+    daemon
+        .ok("connection show hr-prod", &["awaiting consent", "env=prod", "svc", "reauthorize hr-prod"])
+        .await;
+    daemon.ok("connection reauthorize hr-prod", &["https://connect.example/connect/", "in "]).await;
+    let frozen =
+        daemon.ok("connection freeze hr-prod --reason upgrade", &["Frozen", "FROZEN", "upgrade"]).await;
+    assert_eq!(frozen.json["frozen"]["reason"], "upgrade");
+    daemon.ok("connection unfreeze hr-prod", &["Unfrozen"]).await;
+    daemon.fails("connection confirm hr-prod --user svc", "nothing_to_confirm", Exit::Conflict).await;
+
+    let line = "policy add readers --connection hr-prod --table incident --table problem --method get";
+    daemon.ok(line, &["GET on incident, problem through hr-prod", "key add"]).await;
+    daemon.file("rules.json", r#"[{"connections": "all", "tables": "all", "methods": ["GET"]}]"#);
+    daemon.ok("policy add all --file @rules.json", &["GET on every table through every connection"]).await;
+    daemon
+        .ok(
+            "policy add by-label --label env=prod --all-tables --method PATCH",
+            &["connections with env=prod"],
+        )
+        .await;
+    let listed = daemon.ok("policy list", &["readers", "by-label"]).await;
+    assert_eq!(listed.json.as_array().unwrap().len(), 3);
+
+    let line = "key add --description sync --policy readers --default-connection hr-prod --expires-in 90d";
+    let made = daemon.ok(line, &["only time", "curl -H 'Authorization: Bearer bd_", "ends in 89 days"]).await;
+    let id = made.json["id"].as_str().unwrap().to_owned();
+    daemon.ok("key list", &[&id, "sync", "readers", "hr-prod"]).await;
+    daemon.ok(&format!("key rotate {id} --overlap 2h"), &["rotated", "older one ends in", "only time"]).await;
+    daemon.ok(&format!("key show {id}"), &["live secret"]).await;
+    daemon.fails("policy delete readers --yes", "in_use", Exit::Conflict).await;
+    daemon.ok(&format!("key delete {id} --yes"), &["deleted"]).await;
+    daemon.fails(&format!("key show {id}"), "not_found", Exit::NotFound).await;
+    daemon.ok("policy delete readers --yes", &["deleted"]).await;
+    daemon.fails("integration delete hr --yes", "in_use", Exit::Conflict).await;
+    daemon.ok("connection delete hr-prod --yes", &["deleted"]).await;
+    daemon.ok("integration delete hr --yes", &["deleted"]).await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_has_a_code_a_fix_and_an_exit_code() {
+    let daemon = daemon().await;
+    daemon.fails("connection show nothing", "not_found", Exit::NotFound).await;
+    daemon
+        .fails(
+            "integration add x --instance ftp://x --client-id x --public-client",
+            "invalid_request",
+            Exit::Usage,
+        )
+        .await;
+    daemon.file("tokens.json", r#"{"access_token": ["canary"]}"#);
+    daemon.fails("connection add a --integration hr --import-file @tokens.json", "usage", Exit::Usage).await;
+    daemon.fails("connection add a --integration hr --import-file @absent.json", "usage", Exit::Usage).await;
+    daemon.file("client-secret", "\n");
+    daemon.fails(ADD_HR, "usage", Exit::Usage).await;
+    daemon.file("admin-key", ApiKey::generate(KeyKind::Admin).expose());
+    daemon.fails("key list", "admin_key_invalid", Exit::Refused).await;
+    let key = SecretText::parse(daemon.key.expose().to_owned()).unwrap();
+    let nobody = AdminApi::new("http://127.0.0.1:9", &key, None).unwrap();
+    let error = nobody.get("/v1/status").await.unwrap_err();
+    assert_eq!(error.code_and_exit(), ("admin_api_unreachable", Exit::Unreachable));
+    assert!(error.to_string().contains("bearerd serve"), "{error}");
+    for url in ["http://admin.example", "https://admin.example/path", "nonsense"] {
+        let error = AdminApi::new(url, &key, None).unwrap_err();
+        assert_eq!(error.code_and_exit(), ("usage", Exit::Usage), "{url}");
+    }
+    assert!(
+        !format!("{:?}", AdminApi::new("http://localhost:8082", &key, None).unwrap()).contains(key.expose())
+    );
+}
+
+#[tokio::test]
+async fn without_a_key_nothing_is_asked() {
+    let mut options = Cli::try_parse_from(["bearerd", "key", "list"]).unwrap().options;
+    (options.admin_key, options.admin_key_file) = (AdminKey(None), None);
+    let error = AdminApi::from_options(&options).unwrap_err();
+    assert_eq!(error.code_and_exit(), ("admin_key_missing", Exit::Refused));
+}
+
+#[test]
+fn durations_labels_and_times_read_as_people_write_them() {
+    for (text, secs) in [("90d", 7_776_000), ("24h", 86_400), ("30m", 1_800), ("45s", 45), ("0s", 0)] {
+        assert_eq!(input::duration(text), Ok(Duration::from_secs(secs)));
+    }
+    for bad in ["", "d", "90", "-1d", "1.5h", "90 d", "5ä"] {
+        assert!(input::duration(bad).is_err(), "{bad}");
+    }
+    assert_eq!(input::label("env=prod=1"), Ok(("env".to_owned(), "prod=1".to_owned())));
+    assert!(input::label("env").is_err() && input::label("=prod").is_err());
+    let now = Timestamp::from_second(1_000_000).unwrap();
+    let at = |secs: i64| Some(WireTime(Timestamp::from_second(1_000_000 + secs).unwrap()));
+    for (time, text) in [
+        (None, "-"),
+        (at(0), "now"),
+        (at(24 * 60), "in 24 min"),
+        (at(-90), "90 s ago"),
+        (at(3 * 3_600), "in 3 h"),
+        (at(-3 * 86_400), "3 days ago"),
+    ] {
+        assert_eq!(output::when(time, now), text);
+    }
+}

@@ -1,0 +1,226 @@
+//! The daemon: binds the three doors, opens the store, starts everything, and ends it in order.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, anyhow};
+use bearerd_admin::{AdminDoor, AdminKeys, AdminParts};
+use bearerd_connect::ConnectDoor;
+use bearerd_control::Control;
+use bearerd_model::Clock;
+use bearerd_net::{Connector, DoorCertificate, ListenSettings, Listener};
+use bearerd_proxy::{ProxyDoor, ProxyMetrics};
+use bearerd_store::{Backend, OpenStoreError, Store};
+use bearerd_store_embedded::EmbeddedBackend;
+use bearerd_store_redis::RedisBackend;
+use bearerd_tokens::{AccessTokens, TokenEngine};
+use prometheus::Registry;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    clock::SystemClock,
+    settings::{Settings, StoreKind},
+};
+
+/// The three doors' sockets, bound but not served.
+pub(crate) struct Bound {
+    proxy: Listener,
+    connect: Listener,
+    admin: Listener,
+}
+
+/// A running daemon.
+pub(crate) struct Daemon {
+    pub(crate) addresses: Addresses,
+    control: Arc<Control>,
+    tokens: Arc<TokenEngine>,
+    proxy: ProxyDoor,
+    connect: ConnectDoor,
+    admin: JoinHandle<std::io::Result<()>>,
+    following: JoinHandle<()>,
+    certificates: Vec<DoorCertificate>,
+    /// Fired first: `/readyz` says 503, new consents are not started.
+    draining: CancellationToken,
+    /// Fired last: the admin door and the follower end.
+    closing: CancellationToken,
+    drain: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Addresses {
+    pub(crate) proxy: SocketAddr,
+    pub(crate) connect: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Bound {
+    /// # Errors
+    /// One line: which door, what is in the way, what to set.
+    pub(crate) fn bind(settings: &Settings) -> Result<Self> {
+        let bind = |setting: &str, listen: &ListenSettings, alpn: &[&[u8]]| {
+            Listener::bind(listen, alpn).map_err(|error| anyhow!(error.advice(setting)))
+        };
+        Ok(Self {
+            proxy: bind("proxy.listen", &settings.proxy.listen_settings(), &[b"http/1.1"])?,
+            connect: bind("connect.listen", &settings.connect.listen_settings(), ConnectDoor::ALPN)?,
+            admin: bind("admin.listen", &settings.admin.listen_settings(), &[b"h2", b"http/1.1"])?,
+        })
+    }
+
+    pub(crate) fn addresses(&self) -> Addresses {
+        Addresses {
+            proxy: self.proxy.local_addr(),
+            connect: self.connect.local_addr(),
+            admin: self.admin.local_addr(),
+        }
+    }
+}
+
+impl Daemon {
+    /// Opens the store under the master key and serves the doors.
+    ///
+    /// # Errors
+    /// One line with the remedy. The store is written only once its key is proved.
+    pub(crate) async fn start(settings: &Settings, bound: Bound) -> Result<Self> {
+        let ring = Arc::new(settings.key_ring()?);
+        let admin_keys = match &settings.admin.bootstrap_key {
+            Some(key) => AdminKeys::parse(key).context("admin.bootstrap_key")?,
+            None => {
+                warn!("admin.bootstrap_key is not set: nobody can use the admin API; `bearerd init` makes one");
+                AdminKeys::default()
+            }
+        };
+        let connector = Connector::new(&settings.egress).context("egress")?;
+        let backend = open_backend(settings).await?;
+        let store = Store::open(backend, ring).await.map_err(store_error)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let registry = Registry::new();
+        let engine = TokenEngine::start(store.clone(), connector, clock.clone(), settings.tokens.clone(), &registry)?;
+        let tokens = Arc::new(engine);
+        let control = Arc::new(Control::new(
+            store,
+            tokens.clone(),
+            clock.clone(),
+            settings.connect.rules()?,
+            settings.instance_rules(),
+        ));
+        control.load().await.context("the store cannot be read")?;
+        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+        let addresses = bound.addresses();
+        let certificates = [&bound.proxy, &bound.connect, &bound.admin];
+        let certificates = certificates.into_iter().filter_map(Listener::certificate).collect();
+        let following = tokio::spawn({
+            let (control, closing) = (control.clone(), closing.clone());
+            async move { control.run(closing).await }
+        });
+        let admin = AdminDoor::new(
+            &settings.admin,
+            AdminParts {
+                control: control.clone(),
+                keys: admin_keys,
+                registry: registry.clone(),
+                draining: draining.clone(),
+            },
+        );
+        let admin = tokio::spawn(admin.serve(bound.admin, closing.clone()));
+        let connect = ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
+        let lender: Arc<dyn AccessTokens> = tokens.clone();
+        let metrics = ProxyMetrics::default();
+        registry.register(Box::new(metrics.clone()))?;
+        let proxy =
+            ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
+        Ok(Self {
+            addresses,
+            control,
+            tokens,
+            proxy,
+            connect,
+            admin,
+            following,
+            certificates,
+            draining,
+            closing,
+            drain: settings.drain(),
+        })
+    }
+
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Serves until SIGTERM or SIGINT; SIGHUP reads the certificates again.
+    ///
+    /// # Errors
+    /// The signals cannot be listened for.
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => self.reload_certificates(),
+            }
+        }
+        self.shutdown().await;
+        Ok(())
+    }
+
+    fn reload_certificates(&self) {
+        for certificate in &self.certificates {
+            match certificate.reload() {
+                Ok(()) => info!("a door's certificate was read again"),
+                Err(error) => error!(%error, "a door's certificate was not read again; the old one stays: {error}"),
+            }
+        }
+        warn!("SIGHUP reads certificates again; other settings need a restart");
+    }
+
+    /// Ends calls, then consents, then refreshes, then the rest.
+    pub(crate) async fn shutdown(self) {
+        info!("draining: calls under way may end within {} s", self.drain.as_secs());
+        self.draining.cancel();
+        self.proxy.shutdown(self.drain).await;
+        if let Err(error) = self.connect.closed().await {
+            warn!(%error, "the connect door ended with a fault");
+        }
+        self.tokens.shutdown(self.drain).await;
+        self.closing.cancel();
+        let _ = self.following.await;
+        let _ = self.admin.await;
+        info!("ended");
+    }
+}
+
+async fn open_backend(settings: &Settings) -> Result<Arc<dyn Backend>> {
+    match settings.store {
+        StoreKind::Embedded => {
+            let backend = EmbeddedBackend::open(&settings.embedded_path()).await?;
+            Ok(Arc::new(backend))
+        }
+        StoreKind::Redis => {
+            let backend = RedisBackend::connect(settings.redis_settings()?).await?;
+            for warning in backend.warnings() {
+                warn!("{warning}");
+            }
+            Ok(Arc::new(backend))
+        }
+    }
+}
+
+fn store_error(error: OpenStoreError) -> anyhow::Error {
+    match error {
+        OpenStoreError::WrongMasterKey(_) => anyhow!(
+            "{error}; point master_key at the key file that this store was made with (nothing was changed)"
+        ),
+        OpenStoreError::RootMissing => {
+            anyhow!("{error}; restore the store from a backup, or use an empty one (nothing was changed)")
+        }
+        OpenStoreError::Store(error) => anyhow!("{error}; bring the store up and start again"),
+    }
+}

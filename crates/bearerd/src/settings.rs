@@ -1,0 +1,323 @@
+//! Settings: the file, then the environment over it, parsed once into what each crate takes.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use bearerd_admin::AdminSettings;
+use bearerd_connect::ConnectSettings;
+use bearerd_control::InstanceRules;
+use bearerd_crypto::KeyRing;
+use bearerd_model::SecretText;
+use bearerd_net::EgressSettings;
+use bearerd_proxy::ProxySettings;
+use bearerd_store_redis::RedisSettings;
+use bearerd_tokens::TokenSettings;
+use config::{Config, Environment, File, FileFormat, Value, ValueKind};
+use serde::Deserialize;
+
+use crate::{secrets, settings_keys};
+
+/// All of `config/bearerd.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) master_key: String,
+    pub(crate) store: StoreKind,
+    pub(crate) proxy: ProxySettings,
+    pub(crate) connect: ConnectSettings,
+    pub(crate) admin: AdminSettings,
+    pub(crate) tokens: TokenSettings,
+    pub(crate) instances: InstanceSettings,
+    pub(crate) egress: EgressSettings,
+    pub(crate) embedded: EmbeddedSettings,
+    pub(crate) redis: RedisFileSettings,
+    pub(crate) process: ProcessSettings,
+    /// Folder of the settings file: where relative paths start.
+    #[serde(skip)]
+    pub(crate) base: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoreKind {
+    Embedded,
+    Redis,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct InstanceSettings {
+    hosts: Vec<String>,
+    allow_loopback: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EmbeddedSettings {
+    path: PathBuf,
+}
+
+/// `[redis]`, with the password still named.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RedisFileSettings {
+    url: String,
+    username: Option<String>,
+    password: Option<String>,
+    ca_file: Option<PathBuf>,
+    connect_timeout_s: u64,
+    response_timeout_s: u64,
+    key_prefix: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ProcessSettings {
+    pub(crate) drain_s: u64,
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            master_key: "file:master.key".to_owned(),
+            store: StoreKind::Embedded,
+            proxy: ProxySettings::default(),
+            connect: ConnectSettings::default(),
+            admin: AdminSettings::default(),
+            tokens: TokenSettings::default(),
+            instances: InstanceSettings::default(),
+            egress: EgressSettings::default(),
+            embedded: EmbeddedSettings::default(),
+            redis: RedisFileSettings::default(),
+            process: ProcessSettings::default(),
+            base: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for InstanceSettings {
+    fn default() -> Self {
+        let rules = InstanceRules::default();
+        Self { hosts: rules.hosts, allow_loopback: rules.allow_loopback }
+    }
+}
+
+impl Default for EmbeddedSettings {
+    fn default() -> Self {
+        Self { path: "bearerd.redb".into() }
+    }
+}
+
+impl Default for RedisFileSettings {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379".to_owned(),
+            username: None,
+            password: None,
+            ca_file: None,
+            connect_timeout_s: 5,
+            response_timeout_s: 2,
+            key_prefix: "bearerd".to_owned(),
+        }
+    }
+}
+
+impl Default for ProcessSettings {
+    fn default() -> Self {
+        Self { drain_s: 20, log: "info".to_owned(), log_format: LogFormat::Text }
+    }
+}
+
+/// Where the settings file is looked for when none is named.
+const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
+const ENVIRONMENT_PREFIX: &str = "BEARERD";
+
+impl Settings {
+    /// Reads the file (`path`, else the first default that exists, else none) and the environment.
+    ///
+    /// # Errors
+    /// One line: which setting, what is wrong, what to write.
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
+        let path = match path {
+            Some(path) if path.is_file() => Some(path.to_path_buf()),
+            Some(path) => bail!("settings file {} does not exist; `bearerd init` writes one", path.display()),
+            None => FILE_DEFAULTS.iter().map(PathBuf::from).find(|path| path.is_file()),
+        };
+        let mut builder = Config::builder();
+        if let Some(path) = &path {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("settings file {} cannot be read", path.display()))?;
+            builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
+        }
+        let environment =
+            Environment::with_prefix(ENVIRONMENT_PREFIX).prefix_separator("__").separator("__").try_parsing(true);
+        let source = path.as_deref().map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
+        let config = builder
+            .add_source(environment)
+            .build()
+            .map_err(|error| anyhow::anyhow!("{source} is not valid TOML: {}", one_line(&error.to_string())))?;
+        refuse_unknown(&config.cache, &source)?;
+        let mut settings: Self = config
+            .try_deserialize()
+            .map_err(|error| anyhow::anyhow!("{source}: {}", one_line(&error.to_string())))?;
+        settings.base = path
+            .as_deref()
+            .and_then(Path::parent)
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
+        settings.fill_egress_from_environment();
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.proxy.check()?;
+        self.connect.rules()?;
+        self.tokens.validate().map_err(anyhow::Error::msg)?;
+        for (name, value, range) in [
+            ("process.drain_s", self.process.drain_s, 1..=600),
+            ("redis.connect_timeout_s", self.redis.connect_timeout_s, 1..=60),
+            ("redis.response_timeout_s", self.redis.response_timeout_s, 1..=60),
+        ] {
+            if !range.contains(&value) {
+                bail!("{name} is {value}; it may be {} to {}", range.start(), range.end());
+            }
+        }
+        Ok(())
+    }
+
+    /// `HTTPS_PROXY` and `NO_PROXY`, in either case, where the settings say nothing.
+    fn fill_egress_from_environment(&mut self) {
+        #[expect(clippy::disallowed_methods, reason = "settings are read here")]
+        let read = |name: &str| {
+            let named = [name.to_owned(), name.to_ascii_lowercase()];
+            named.iter().find_map(|name| std::env::var(name).ok()).filter(|value| !value.is_empty())
+        };
+        if self.egress.proxy.is_none() {
+            self.egress.proxy = read("HTTPS_PROXY");
+        }
+        if self.egress.no_proxy.is_empty() {
+            let listed = read("NO_PROXY").unwrap_or_default();
+            self.egress.no_proxy =
+                listed.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        }
+    }
+
+    /// # Errors
+    /// Says where the key was looked for, and names `bearerd init`.
+    pub(crate) fn key_ring(&self) -> Result<KeyRing> {
+        let remedy = "make one with `bearerd init`, or point master_key at the one that this store was made with";
+        let text = secrets::read("master_key", &self.master_key, &self.base)
+            .with_context(|| format!("no master key: {remedy}"))?;
+        KeyRing::parse(&text).with_context(|| format!("master_key: {} is not a key file: {remedy}", self.master_key))
+    }
+
+    pub(crate) fn embedded_path(&self) -> PathBuf {
+        self.base.join(&self.embedded.path)
+    }
+
+    /// # Errors
+    /// The password cannot be read.
+    pub(crate) fn redis_settings(&self) -> Result<RedisSettings> {
+        let password = match &self.redis.password {
+            None => None,
+            Some(name) => {
+                let text = secrets::read("redis.password", name, &self.base)?;
+                let text = text.trim_end_matches(['\r', '\n']).to_owned();
+                Some(SecretText::parse(text).context("redis.password")?)
+            }
+        };
+        Ok(RedisSettings {
+            username: self.redis.username.clone(),
+            password,
+            ca_file: self.redis.ca_file.as_ref().map(|path| self.base.join(path)),
+            connect_timeout: Duration::from_secs(self.redis.connect_timeout_s),
+            response_timeout: Duration::from_secs(self.redis.response_timeout_s),
+            key_prefix: self.redis.key_prefix.clone(),
+            ..RedisSettings::new(self.redis.url.clone())
+        })
+    }
+
+    pub(crate) fn instance_rules(&self) -> InstanceRules {
+        InstanceRules { hosts: self.instances.hosts.clone(), allow_loopback: self.instances.allow_loopback }
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.process.drain_s)
+    }
+}
+
+/// # Errors
+/// Names the first unknown setting, the nearest known one, and where it came from.
+fn refuse_unknown(root: &Value, source: &str) -> Result<()> {
+    let mut names = BTreeMap::new();
+    collect("", root, &mut names);
+    let known = settings_keys::known();
+    for (name, origin) in names {
+        if !known.contains(&name) {
+            let origin = origin.unwrap_or_else(|| source.to_owned());
+            bail!("{origin}: there is no setting {name}; did you mean {}?", settings_keys::nearest(&name));
+        }
+    }
+    Ok(())
+}
+
+/// Every leaf's full name and origin.
+fn collect(prefix: &str, value: &Value, names: &mut BTreeMap<String, Option<String>>) {
+    match &value.kind {
+        ValueKind::Table(table) => {
+            for (name, member) in table {
+                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                collect(&name, member, names);
+            }
+        }
+        _ if prefix.is_empty() => {}
+        _ => {
+            names.insert(prefix.to_owned(), value.origin().map(str::to_owned));
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The documented file is the truth: it is accepted as it stands, and its values are the defaults.
+    #[test]
+    fn the_reference_file_states_the_defaults() {
+        let parse = |text: &str| -> Settings {
+            Config::builder().add_source(File::from_str(text, FileFormat::Toml)).build().unwrap().try_deserialize().unwrap()
+        };
+        let shown = |settings: &Settings| format!("{settings:?}");
+        assert_eq!(shown(&parse(settings_keys::REFERENCE)), shown(&parse("")));
+    }
+
+    /// … and every optional setting that it shows exists.
+    #[test]
+    fn the_commented_settings_exist() {
+        let uncommented: String = settings_keys::REFERENCE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let config = Config::builder().add_source(File::from_str(&uncommented, FileFormat::Toml)).build().unwrap();
+        config.try_deserialize::<Settings>().unwrap();
+    }
+}
