@@ -15,7 +15,7 @@ use thirtyfour::{By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefs
 
 use super::{
     process::{bare, end, output_folder},
-    runtime::{block_on, wait_until},
+    runtime::{block_on, poll},
 };
 
 /// The right to run browsers, one test at a time, and the driver they hang on.
@@ -114,11 +114,13 @@ impl Browser {
     #[track_caller]
     pub fn wait_for(&self, text: &str) -> String {
         let mut seen = String::new();
-        let found = wait_for_page(|| {
-            seen = block_on(async { self.session().find(By::Tag("body")).await?.text().await }).unwrap_or_default();
-            seen.contains(text)
+        let found = poll(PATIENCE, || {
+            // Between two pages there may be no body.
+            let text_now = block_on(async { self.session().find(By::Tag("body")).await?.text().await });
+            seen = text_now.unwrap_or_default();
+            seen.contains(text).then_some(())
         });
-        if !found {
+        if found.is_none() {
             self.screenshot("unexpected");
             panic!("the page at {} never said {text:?}, but:\n{seen}", self.address());
         }
@@ -178,16 +180,6 @@ impl Drop for Browser {
             drop(block_on(session.quit())); // the driver kills what does not close
         }
     }
-}
-
-fn wait_for_page(mut seen: impl FnMut() -> bool) -> bool {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until("the page", deadline.saturating_duration_since(std::time::Instant::now()), || {
-            seen().then_some(())
-        });
-    }))
-    .is_ok()
 }
 
 /// Nothing that reaches outside; what the page itself asks for is not touched.

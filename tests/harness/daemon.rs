@@ -25,6 +25,7 @@ use super::{
 /// What `bearerd init` made, and the settings to come: everything but the running process.
 pub struct Setup {
     name: String,
+    binary: PathBuf,
     folder: TempDir,
     address: IpAddr,
     ports: [u16; 3],
@@ -62,6 +63,7 @@ impl Setup {
         let ports = [free_port(address), free_port(address), free_port(address)];
         let setup = Self {
             name: name.to_owned(),
+            binary: bearerd_binary(),
             folder,
             address,
             ports,
@@ -85,6 +87,13 @@ impl Setup {
         let variable = format!("BEARERD__{}", name.to_ascii_uppercase().replace('.', "__"));
         self.settings.retain(|(known, _)| *known != variable);
         self.settings.push((variable, value.to_owned()));
+        self
+    }
+
+    /// Serves with another build of the binary.
+    #[must_use]
+    pub fn binary(mut self, binary: PathBuf) -> Self {
+        self.binary = binary;
         self
     }
 
@@ -159,7 +168,7 @@ impl Setup {
     }
 
     fn serve_command(&self) -> Command {
-        let mut command = Command::new(bearerd_binary());
+        let mut command = Command::new(&self.binary);
         bare(&mut command).arg("serve").arg("--config").arg(self.settings_file());
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command
@@ -309,6 +318,7 @@ impl Daemon {
         self.terminate();
         let fresh = Setup {
             name: self.setup.name.clone(),
+            binary: self.setup.binary.clone(),
             folder: std::mem::replace(&mut self.setup.folder, tempfile::tempdir().unwrap()),
             address: self.setup.address,
             ports: self.setup.ports,

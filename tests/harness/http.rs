@@ -56,6 +56,13 @@ impl Request {
         self
     }
 
+    /// Puts this value in the place of whatever was there.
+    #[must_use]
+    pub fn replace_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.retain(|(held, _)| !held.eq_ignore_ascii_case(name));
+        self.header(name, value)
+    }
+
     #[must_use]
     pub fn bearer(self, key: &str) -> Self {
         self.header("authorization", &format!("Bearer {key}"))
@@ -105,13 +112,15 @@ impl Request {
     async fn exchange(&self) -> Result<Reply, String> {
         let host = self.url.host_str().ok_or("no host")?.to_owned();
         let port = self.url.port_or_known_default().ok_or("no port")?;
-        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("connect: {error}"))?;
+        let tcp =
+            TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("connect: {error}"))?;
         if self.url.scheme() == "http" {
             return self.exchange_on(tcp).await;
         }
         let tls = self.tls.clone().ok_or("https needs trusting(…)")?;
         let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
-        let tls = TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| format!("TLS: {error}"))?;
+        let tls =
+            TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| format!("TLS: {error}"))?;
         self.exchange_on(tls).await
     }
 

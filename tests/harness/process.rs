@@ -54,19 +54,26 @@ pub fn bearerd_binary() -> PathBuf {
     if let Some(named) = std::env::var_os("BEARERD_BINARY") {
         return named.into();
     }
-    let binary = build_folder().join("bearerd");
-    let built = modified(&binary).unwrap_or_else(|| {
-        panic!("{} is missing: build it first, with `cargo build -p bearerd` (tests/run does)", binary.display())
-    });
+    binary_in(&build_folder())
+        .unwrap_or_else(|why| panic!("{why}; `cargo build -p bearerd` does (or tests/run)"))
+}
+
+/// The release build, where there is one of the sources as they are.
+pub fn release_binary() -> Option<PathBuf> {
+    binary_in(&build_folder().parent().unwrap().join("release")).ok()
+}
+
+fn binary_in(folder: &Path) -> Result<PathBuf, String> {
+    let binary = folder.join("bearerd");
+    let built =
+        modified(&binary).ok_or_else(|| format!("{} is missing: build it first", binary.display()))?;
     // Cargo lists there what the binary was made of, our other crates included.
     let listed = fs::read_to_string(binary.with_extension("d")).unwrap_or_default();
-    let sources = listed.split_once(": ").map_or("", |(_, sources)| sources).split_ascii_whitespace();
-    for source in sources {
-        if modified(Path::new(source)).is_none_or(|changed| changed > built) {
-            panic!("{} is older than {source}: build it again, with `cargo build -p bearerd`", binary.display());
-        }
+    let mut sources = listed.split_once(": ").map_or("", |(_, sources)| sources).split_ascii_whitespace();
+    match sources.find(|source| modified(Path::new(source)).is_none_or(|changed| changed > built)) {
+        Some(changed) => Err(format!("{} is older than {changed}: build it again", binary.display())),
+        None => Ok(binary),
     }
-    binary
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
@@ -75,7 +82,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// Starts a process with its standard output and error appended to `log`, and with nothing of this process's
 /// environment but what it needs to find programs.
-pub fn start_logged(command: &mut Command, log: &Path) -> Child {
+pub(crate) fn start_logged(command: &mut Command, log: &Path) -> Child {
     let log_file = File::options().create(true).append(true).open(log).unwrap();
     let program = command.get_program().to_owned();
     command
@@ -106,7 +113,7 @@ pub(crate) fn end(child: &mut Child) {
 }
 
 /// The last lines of a file.
-pub fn tail(path: &Path, lines: usize) -> String {
+pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

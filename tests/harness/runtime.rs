@@ -24,15 +24,20 @@ pub(crate) fn runtime() -> &'static Runtime {
 /// # Panics
 /// After `limit`, naming what was waited for.
 #[track_caller]
-pub fn wait_until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, limit: Duration, probe: impl FnMut() -> Option<T>) -> T {
+    poll(limit, probe).unwrap_or_else(|| panic!("waited {limit:?} in vain: {what}"))
+}
+
+/// The first thing that `probe` answers; `None` after `limit`.
+pub(crate) fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(found) = probe() {
+        let found = probe();
+        if found.is_some() || Instant::now() >= deadline {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {limit:?} in vain: {what}");
-        std::thread::sleep(POLL);
+        std::thread::sleep(PAUSE);
     }
 }
 
-const POLL: Duration = Duration::from_millis(15);
+const PAUSE: Duration = Duration::from_millis(15);

@@ -218,11 +218,8 @@ pub(crate) fn connect(link: &LinkPage) -> Page {
         scopes: link.scopes.iter().map(|scope| shown(scope, NAME_CHARS_MAX)).collect(),
         expires_at: utc(link.expires_at),
     };
-    rendered(
-        StatusCode::OK,
-        &page,
-        Forms::AuthorizationEndpoint { origin: link.authorization_origin.clone() },
-    )
+    let forms = Forms::AuthorizationEndpoint { origin: link.authorization_origin.clone() };
+    rendered(StatusCode::OK, &page, forms)
 }
 
 /// The result page. It is 200 for a failed consent too: the page itself is what was asked for.

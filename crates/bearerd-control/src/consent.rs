@@ -370,7 +370,8 @@ impl Control {
             connection: connection.id,
             instance: flow.instance.clone(),
             user: user.name,
-            user_name: user.user_name,
+            // What `confirm` takes; a user without a name has its sys_id.
+            user_name: if user.user_name.is_empty() { user.sys_id } else { user.user_name },
             awaits_confirmation,
         })
     }

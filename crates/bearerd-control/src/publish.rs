@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bearerd_model::{CallerKey, Policy};
+use bearerd_model::{CallerKey, Integration, Policy};
 use bearerd_policy::Snapshot;
 use bearerd_store::{ChangeCounter, Changes, Kind, Record, StoreError};
 use tokio::{sync::Mutex, time::MissedTickBehavior};
@@ -51,7 +51,18 @@ impl Control {
     /// # Errors
     /// The store.
     pub async fn load(&self) -> Result<(), StoreError> {
-        self.follow().await
+        self.follow().await?;
+        for integration in self.all::<Integration>().await? {
+            let (held, own) = (&integration.redirect_uri, self.own_redirect_uri(&integration.id));
+            if *held != self.shared_redirect_uri() && *held != own {
+                warn!(
+                    integration.id = %integration.id,
+                    "integration {} has the redirect URL {held}, which is not under connect.public_url: consents \
+                     cannot come back; set it to {own} here and at the instance", integration.id
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Follows the store until `closing` fires: changes every 250 ms, tidying every minute.

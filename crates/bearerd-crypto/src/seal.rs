@@ -99,8 +99,9 @@ impl Sealed {
 }
 
 fn append_encrypted(out: &mut Vec<u8>, key: &RandomizedNonceKey, aad: &[u8], plain: &[u8]) {
-    let mut buffer = Zeroizing::new(plain.to_vec());
-    buffer.reserve_exact(TAG); // the tag must not move the plaintext to a second, unwiped buffer
+    // Room for the tag from the start: growing would leave the plaintext behind in an unwiped buffer.
+    let mut buffer = Zeroizing::new(Vec::with_capacity(plain.len() + TAG));
+    buffer.extend_from_slice(plain);
     let nonce = key
         .seal_in_place_append_tag(Aad::from(aad), &mut *buffer)
         .expect("records are far below AES-GCM's limit");

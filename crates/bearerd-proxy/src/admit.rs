@@ -109,6 +109,7 @@ pub(crate) fn step(
         Standing::Closed(error) => Err(not_lent(error)),
         Standing::Ready(token) if now < token.usable_until => {
             let token = token.clone();
+            view.last_use.mark(now);
             Ok(Step::Go(view, token))
         }
         Standing::Ready(_) => Ok(Step::Acquire(view)),

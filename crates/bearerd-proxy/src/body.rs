@@ -87,6 +87,11 @@ impl CallerBody {
         !self.0.kept.borrow().overflown && self.0.fault.get().is_none()
     }
 
+    /// No replay can come any more: what was kept for it is let go.
+    pub(crate) fn keep_no_more(&self) {
+        self.0.kept.borrow_mut().let_go();
+    }
+
     /// The caller has sent all of it and the instance has taken all of it.
     pub(crate) fn has_ended(&self) -> bool {
         self.0.ended.get()
@@ -226,12 +231,16 @@ impl Shared {
 impl Kept {
     fn keep(&mut self, chunk: &Bytes) {
         self.bytes = self.bytes.saturating_add(chunk.len());
-        if self.bytes > self.bytes_max {
-            self.overflown = true;
-            self.chunks = Vec::new();
+        if self.overflown || self.bytes > self.bytes_max {
+            self.let_go();
         } else {
             self.chunks.push(chunk.clone());
         }
+    }
+
+    fn let_go(&mut self) {
+        self.overflown = true;
+        self.chunks = Vec::new();
     }
 }
 

@@ -187,6 +187,7 @@ async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionVi
                 let refused =
                     |error| Failed { fault: admit::not_lent(&error), connection: Some(view.id.clone()) };
                 let token = acquired.map_err(refused)?;
+                view.last_use.mark(worker.clock.now());
                 return Ok((view, token));
             }
             Step::FindSole => {
@@ -218,6 +219,7 @@ type Answer = (response::Parts, Incoming, Lease);
 async fn exchange(outgoing: &Outgoing<'_>, view: &ConnectionView, token: LentToken) -> Result<Answer, Fault> {
     let first = send(outgoing, &token).await?;
     if first.0.status != StatusCode::UNAUTHORIZED {
+        outgoing.body.iter().for_each(CallerBody::keep_no_more);
         return Ok(first);
     }
     let outcome = outgoing.worker.tokens.refused(&view.id, token.generation);

@@ -253,7 +253,7 @@ impl Code {
                 502,
                 true,
                 "The instance cannot be reached",
-                "Try later; the operator runs `bearerd doctor`.",
+                "Try later; the operator runs `bearerd connection test`.",
             ),
             Self::InstanceReplyInvalid => line(
                 "instance_reply_invalid",

@@ -106,7 +106,9 @@ impl Collector for ProxyMetrics {
         let shards = self.0.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let shown = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.fill(&shards);
-        shown.each().into_iter().flat_map(Collector::collect).collect()
+        let families = shown.each().into_iter().flat_map(Collector::collect);
+        // A family without a member cannot be encoded.
+        families.filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 
@@ -208,6 +210,8 @@ mod tests {
     fn a_scrape_adds_up_what_the_workers_counted() {
         let (metrics, registry) = (ProxyMetrics::default(), Registry::new());
         registry.register(Box::new(metrics.clone())).unwrap();
+        let unused = TextEncoder::new().encode_to_string(&metrics.collect()).unwrap();
+        assert!(unused.contains("bearerd_proxy_requests_in_flight 0"), "{unused}");
         let (one, two) = (metrics.shard(), metrics.shard());
         one.answered(Some(Method::Get), StatusCode::OK, Origin::Instance);
         two.answered(Some(Method::Get), StatusCode::OK, Origin::Instance);

@@ -58,7 +58,8 @@ fn main() -> Outcome {
         &ConsentFlow { state_hash: "e2".repeat(32), verifier: None, ..consent_flow()? },
     )?;
     fixtures.write("", &failed_outcome())?;
-    fixtures.write("connected", &connected_outcome()?)
+    // `consent_outcome.connected.sealed` was written before there was `user_name`.
+    fixtures.write("connected_user_name", &connected_outcome()?)
 }
 
 struct Fixtures<'a> {
@@ -294,11 +295,12 @@ fn failed_outcome() -> ConsentOutcome {
 
 fn connected_outcome() -> Outcome<ConsentOutcome> {
     Ok(ConsentOutcome {
-        id: "f2".repeat(16),
+        id: "f3".repeat(16),
         result: ConsentResult::Connected {
             connection: ConnectionId::parse("hr")?,
             instance: InstanceOrigin::parse("https://dev1.service-now.com")?,
             user: "HR Bot".to_owned(),
+            user_name: "hr.bot".to_owned(),
             awaits_confirmation: true,
         },
         expires_at: at(602),

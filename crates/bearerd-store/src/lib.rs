@@ -1,12 +1,12 @@
 //! The record store. A [`Backend`] keeps sealed bytes and knows nothing of what they mean; a [`Store`] puts typed
 //! records over it, sealing on the way in and opening on the way out. Backends: [`MemoryBackend`] here, redb in
-//! `bearerd-store-embedded`, Redis in `bearerd-store-redis`; each passes [`contract`].
+//! `bearerd-store-embedded`, Redis in `bearerd-store-redis`; each passes the module `contract`.
 //!
 //! Two crates write: `bearerd-control` (what operators decide) and `bearerd-tokens` (what refreshes bring). Every
 //! write of a record that exists is a compare-and-swap on its [`Revision`].
 
 mod backend;
-#[cfg(any(test, feature = "contract"))]
+#[cfg(feature = "contract")]
 pub mod contract;
 mod memory;
 mod records;

@@ -44,6 +44,7 @@ fn fixtures() -> Vec<(&'static str, RecordKey)> {
         ("consent_flow.without_pkce", RecordKey::new(Kind::ConsentFlow, "e2".repeat(32))),
         ("consent_outcome", RecordKey::new(Kind::ConsentOutcome, "f1".repeat(16))),
         ("consent_outcome.connected", RecordKey::new(Kind::ConsentOutcome, "f2".repeat(16))),
+        ("consent_outcome.connected_user_name", RecordKey::new(Kind::ConsentOutcome, "f3".repeat(16))),
     ]
 }
 
@@ -319,13 +320,17 @@ async fn consent_outcomes_open() {
     assert_eq!(fix, "Add the redirect URL to the application registry.");
     assert_eq!(detail.as_deref(), Some("invalid_request"));
 
-    let ConsentOutcome { result, .. } = load(&"f2".repeat(16)).await;
-    let ConsentResult::Connected { connection, instance, user, awaits_confirmation } = result else {
-        panic!("{result:?}")
-    };
-    assert_eq!((connection.as_str(), user.as_str()), ("hr", "HR Bot"));
-    assert_eq!(instance.as_str(), "https://dev1.service-now.com");
-    assert!(awaits_confirmation);
+    // The older one was written before there was `user_name`.
+    for (id, expected) in [("f2", ""), ("f3", "hr.bot")] {
+        let ConsentOutcome { result, .. } = load(&id.repeat(16)).await;
+        let ConsentResult::Connected { connection, instance, user, user_name, awaits_confirmation } = result
+        else {
+            panic!("{result:?}")
+        };
+        assert_eq!((connection.as_str(), user.as_str(), user_name.as_str()), ("hr", "HR Bot", expected));
+        assert_eq!(instance.as_str(), "https://dev1.service-now.com");
+        assert!(awaits_confirmation);
+    }
 }
 
 /// A store that holds the fixtures, as a bearerd that starts today finds it.

@@ -115,15 +115,6 @@ fn faults_are_told_without_content() {
     }
 }
 
-/// Written before there was a `user_name`.
-#[test]
-fn an_outcome_without_a_user_name_is_read() {
-    let bytes = br#"{"v":1,"id":"o1","result":{"connected":{"connection":"hr","instance":"https://hr.service-now.com",
-        "user":"Abel Tuter","awaits_confirmation":true}},"expires_at":1}"#;
-    let outcome = ConsentOutcome::decode(bytes).unwrap();
-    assert!(matches!(outcome.result, ConsentResult::Connected { user_name, .. } if user_name.is_empty()));
-}
-
 /// Compares by bytes, since most records hold secrets, which do not compare.
 fn round_trip<R: Record>(record: &R) -> Result<(), TestCaseError> {
     let bytes = record.encode();

@@ -5,6 +5,7 @@
 //! the store does not take it, memory serves it and a committer offers it again until the store does.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use bearerd_crypto::random_bytes;
 use bearerd_model::{
     AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Grant, GrantType, Health,
-    InstanceUser, Integration, Lifecycle, PkceVerifier, Profile, RefreshToken, UnixTime,
+    InstanceOrigin, InstanceUser, Integration, Lifecycle, PkceVerifier, Profile, RefreshToken, UnixTime,
 };
 use bearerd_net::{Connector, EgressError};
 use bearerd_oauth::TokenRequest;
@@ -34,7 +35,7 @@ use crate::{
     due::Due,
     endpoint::{Connectors, call_token_endpoint, read_user},
     metrics::Metrics,
-    slot::{Lendable, Slot},
+    slot::{Lendable, Slot, SlotState},
     transition::{
         Base, RefreshFailure, TokenCall, can_refresh, grant_from, holds, pause_after_failure,
         pause_after_issue, record_failure, record_issue,
@@ -56,7 +57,7 @@ struct Inner {
     due: Mutex<Due>,
     due_changed: Notify,
     sole: Mutex<Sole>,
-    calls: Semaphore,
+    calls: Mutex<HashMap<InstanceOrigin, Arc<Semaphore>>>,
     metrics: Metrics,
     runtime: Handle,
     tasks: TaskTracker,
@@ -69,18 +70,25 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// Token calls under way at once. A restart or an outage makes many refreshes due together; more at once would
-/// only fill the instance's own queue (servicenow.md §6).
+/// Token calls under way at once at one instance. A restart or an outage makes many refreshes due together; more at
+/// once would only fill the instance's own queue (servicenow.md §6). An instance that hangs holds up no other.
 const TOKEN_CALLS_MAX: usize = 32;
 /// First and longest pause between two offers of a grant that the store did not take.
 const COMMIT_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The answer to "which is the only connection?", until a connection changes.
 #[derive(Debug, Default)]
-enum Sole {
+struct Sole {
+    known: Known,
+    /// Grows with every change, so that an answer that was read before one is not kept after it.
+    changes: u64,
+}
+
+#[derive(Debug, Default)]
+enum Known {
     #[default]
-    Unknown,
-    Known(Option<ConnectionId>),
+    Not,
+    As(Option<ConnectionId>),
 }
 
 /// Why a refresh is started.
@@ -95,7 +103,10 @@ enum Cause {
 /// Why no refresh was started.
 enum NotStarted {
     Before(UnixTime),
+    /// The engine ends.
     Closing,
+    /// The slot stands for no connection any more.
+    Closed,
 }
 
 impl TokenEngine {
@@ -119,7 +130,7 @@ impl TokenEngine {
             due: Mutex::default(),
             due_changed: Notify::new(),
             sole: Mutex::default(),
-            calls: Semaphore::new(TOKEN_CALLS_MAX),
+            calls: Mutex::default(),
             metrics: Metrics::register(registry)?,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -163,7 +174,7 @@ impl TokenEngine {
         integration: &Integration,
         profile: &Profile,
     ) -> Result<Obtained, TokenCallError> {
-        self.inner.call(integration, TokenRequest::ClientCredentials { scopes: &profile.scopes }).await
+        self.inner.client_credentials(integration, profile).await
     }
 
     /// Spends a refresh token that is not (yet) a connection's: for an import.
@@ -218,6 +229,9 @@ impl TokenEngine {
 
     /// Takes over what other writers changed: records named by the change counter, or by an act of this process.
     ///
+    /// A record that the store has but that cannot be used is not an error here: what depends on it is closed, and
+    /// everything else goes on (S-04).
+    ///
     /// # Errors
     /// The store; what was not taken over is tried again with the next call that names it.
     pub async fn apply(&self, keys: &[RecordKey]) -> Result<(), StoreError> {
@@ -236,6 +250,7 @@ impl TokenEngine {
     /// # Errors
     /// The store.
     pub async fn apply_all(&self) -> Result<(), StoreError> {
+        self.inner.sole_is_unknown();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
         for id in ids {
             self.inner.reload_connection(id.as_str()).await?;
@@ -260,9 +275,25 @@ impl Inner {
         integration: &Integration,
         request: TokenRequest<'_>,
     ) -> Result<Obtained, TokenCallError> {
-        let _permit = self.calls.acquire().await;
+        let calls = lock(&self.calls)
+            .entry(integration.instance.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(TOKEN_CALLS_MAX)))
+            .clone();
+        let _permit = calls.acquire().await;
         call_token_endpoint(&self.connectors, &self.clock, integration, request, self.settings.call_timeout())
             .await
+    }
+
+    async fn client_credentials(
+        &self,
+        integration: &Integration,
+        profile: &Profile,
+    ) -> Result<Obtained, TokenCallError> {
+        let request = TokenRequest::ClientCredentials { scopes: &profile.scopes };
+        let mut obtained = self.call(integration, request).await?;
+        // There should be none (RFC 6749 §4.4.3), and nobody would use it: the next token is asked for the same way.
+        obtained.response.refresh_token = None;
+        Ok(obtained)
     }
 
     fn held(&self, id: &ConnectionId) -> Option<Arc<Slot>> {
@@ -274,22 +305,34 @@ impl Inner {
         if let Some(slot) = self.held(id) {
             return Ok(Some(slot));
         }
-        let Some(versioned) = self.store.load::<Connection>(id.as_str()).await? else { return Ok(None) };
-        let integration_id = versioned.record.integration.clone();
+        let Some((connection, integration)) = self.read_both(id).await? else { return Ok(None) };
+        let integration = Arc::new(integration);
+        let upstream = self.upstream(&integration)?;
+        let slot = Arc::new(Slot::new(connection, integration.clone(), upstream));
+        self.slots.pin().get_or_insert(id.clone(), slot);
+        self.metrics.connections_in_memory.set(i64::try_from(self.slots.len()).unwrap_or(i64::MAX));
+        // A change between the reads above and the insertion went unnoticed: read once more, now that it is held.
+        self.reload_integration(integration.id.as_str()).await?;
+        self.reload_connection(id.as_str()).await?;
+        Ok(self.held(id))
+    }
+
+    /// A connection as read *after* its integration. The tokens of connections are purged before the integration's
+    /// client changes, so this order never pairs one client's token with another client's instance.
+    async fn read_both(&self, id: &ConnectionId) -> Result<Option<(Connection, Integration)>, StoreError> {
+        let Some(first) = self.store.load::<Connection>(id.as_str()).await? else { return Ok(None) };
+        let integration_id = first.record.integration;
         let Some(integration) = self.store.load::<Integration>(integration_id.as_str()).await? else {
             return Err(StoreError::Damaged {
                 key: RecordKey::new(Kind::Connection, id.as_str()),
                 fault: format!("its integration {integration_id} does not exist"),
             });
         };
-        let integration = Arc::new(integration.record);
-        let upstream = self.upstream(&integration)?;
-        let slot = Arc::new(Slot::new(versioned, integration, upstream));
-        let slot = self.slots.pin().get_or_insert(id.clone(), slot).clone();
-        self.metrics.connections_in_memory.set(i64::try_from(self.slots.len()).unwrap_or(i64::MAX));
-        // A change between the read above and the insertion went unnoticed: read once more, now that it is held.
-        self.reload_connection(id.as_str()).await?;
-        Ok(self.held(id).map(|held| if Arc::ptr_eq(&held, &slot) { slot } else { held }))
+        let Some(second) = self.store.load::<Connection>(id.as_str()).await? else { return Ok(None) };
+        if second.record.integration != integration_id {
+            return Err(StoreError::Refused(format!("connection {id} is being replaced")));
+        }
+        Ok(Some((second.record, integration.record)))
     }
 
     fn upstream(&self, integration: &Arc<Integration>) -> Result<Arc<Upstream>, StoreError> {
@@ -305,24 +348,42 @@ impl Inner {
     }
 
     async fn reload_connection(&self, id: &str) -> Result<(), StoreError> {
-        *lock(&self.sole) = Sole::Unknown;
+        self.sole_is_unknown();
         let Ok(id) = ConnectionId::parse(id) else { return Ok(()) };
         let Some(slot) = self.held(&id) else { return Ok(()) };
-        match self.store.load::<Connection>(id.as_str()).await? {
-            Some(versioned) => {
-                slot.adopt(versioned);
-                self.schedule(&slot);
+        let _in_step = slot.in_step.lock().await;
+        match self.store.load::<Connection>(id.as_str()).await {
+            Ok(Some(Versioned { record, .. })) => {
+                let same = slot.read(|state| {
+                    state.integration.id == record.integration
+                        && state.connection.created_at == record.created_at
+                });
+                if same {
+                    slot.adopt(record);
+                    self.schedule(&slot);
+                } else {
+                    // Deleted and made anew under the same name; the next caller loads it.
+                    self.forget(&slot, unavailable(Duration::from_secs(1), "the connection was replaced"));
+                }
             }
-            None => self.forget(&slot),
+            Ok(None) => self.forget(&slot, LendError::Unknown),
+            Err(error @ StoreError::Damaged { .. }) => {
+                error!(connection.id = %id, %error, "connection {id} is closed: {error}");
+                self.forget(&slot, unavailable(DAMAGED_PAUSE, "the connection's record cannot be read"));
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    fn forget(&self, slot: &Slot) {
-        self.slots.pin().remove(&slot.id);
+    fn forget(&self, slot: &Arc<Slot>, why: LendError) {
+        let slots = self.slots.pin();
+        // Another slot may be in its place by now; that one stays.
+        if let Ok(Some(_)) = slots.remove_if(&slot.id, |_, held| Arc::ptr_eq(held, slot)) {
+            self.set_due(&slot.id, None);
+        }
         self.metrics.connections_in_memory.set(i64::try_from(self.slots.len()).unwrap_or(i64::MAX));
-        self.set_due(&slot.id, None);
-        slot.close();
+        slot.close(why);
     }
 
     async fn reload_integration(&self, id: &str) -> Result<(), StoreError> {
@@ -336,16 +397,52 @@ impl Inner {
         if under_it.is_empty() {
             return Ok(());
         }
-        let Some(integration) = self.store.load::<Integration>(id).await? else { return Ok(()) };
-        let integration = Arc::new(integration.record);
-        let upstream = self.upstream(&integration)?;
+        let integration = match self.store.load::<Integration>(id).await {
+            Ok(Some(versioned)) => Arc::new(versioned.record),
+            Ok(None) => return Ok(()),
+            Err(error @ StoreError::Damaged { .. }) => {
+                self.forget_all(&under_it, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let upstream = match self.upstream(&integration) {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                self.forget_all(&under_it, &error);
+                return Ok(());
+            }
+        };
         for slot in under_it {
-            slot.change(|state| {
-                state.integration = integration.clone();
-                state.upstream = upstream.clone();
+            let same_client = slot.read(|state| {
+                state.integration.instance == integration.instance
+                    && state.integration.client_id == integration.client_id
             });
+            if same_client {
+                slot.change(|state| {
+                    state.integration = integration.clone();
+                    state.upstream = upstream.clone();
+                });
+            } else {
+                // What is in memory belongs to the old client: it must reach the new instance in no way (I-4).
+                self.forget(&slot, unavailable(Duration::from_secs(1), "the integration was changed"));
+            }
         }
         Ok(())
+    }
+
+    /// An integration that cannot be used takes its connections out of use, and nothing else.
+    fn forget_all(&self, slots: &[Arc<Slot>], error: &StoreError) {
+        error!(%error, connections = slots.len(), "an integration cannot be used; its connections are closed: {error}");
+        for slot in slots {
+            self.forget(slot, unavailable(DAMAGED_PAUSE, "the integration cannot be used"));
+        }
+    }
+
+    fn sole_is_unknown(&self) {
+        let mut sole = lock(&self.sole);
+        sole.known = Known::Not;
+        sole.changes += 1;
     }
 
     // --- when -------------------------------------------------------------------------------------------------
@@ -354,8 +451,9 @@ impl Inner {
         let at = slot.read(|state| {
             let at = state.next_refresh()?;
             // Spread over the first fifth of the margin, so that what was issued together is not renewed together.
-            let margin =
-                state.connection.grant.as_ref().map(|grant| grant.usable_until().since(grant.refresh_at()));
+            // What was put off already is not put off further: its token may be near its end.
+            let grant = state.connection.grant.as_ref().filter(|grant| at <= grant.refresh_at());
+            let margin = grant.map(|grant| grant.usable_until().since(grant.refresh_at()));
             Some(at + margin.unwrap_or_default().mul_f64(jitter() / 5.0))
         });
         self.set_due(&slot.id, at);
@@ -412,6 +510,9 @@ impl Inner {
         }
         let now = self.clock.now();
         let start = slot.change_quietly(|state| {
+            if state.is_closed() {
+                return Err(NotStarted::Closed);
+            }
             if state.refreshing {
                 return Ok(false);
             }
@@ -423,10 +524,11 @@ impl Inner {
             Ok(true)
         })?;
         if start {
-            let under_way = UnderWay { engine: self.clone(), slot: slot.clone() };
+            let mut under_way = UnderWay { engine: self.clone(), slot: slot.clone(), settled: false };
             self.tasks.spawn_on(
                 async move {
                     under_way.engine.refresh(&under_way.slot, cause).await;
+                    under_way.settled = true;
                     drop(under_way);
                 },
                 &self.runtime,
@@ -441,10 +543,11 @@ impl Inner {
             // ServiceNow does not rotate, so a refresh from memory risks nothing; it is committed later.
             warn!(connection.id = %slot.id, %error, "refreshing connection {} from memory: the store did not answer", slot.id);
         }
-        let (connection, integration, profile) =
-            slot.read(|state| (state.connection.clone(), state.integration.clone(), state.profile()));
+        let (closed, connection, integration, profile) = slot.read(|state| {
+            (state.is_closed(), state.connection.clone(), state.integration.clone(), state.profile())
+        });
         let now = self.clock.now();
-        if !is_wanted(&connection, &profile, cause, now) {
+        if closed || !is_wanted(&connection, &profile, cause, now) {
             return;
         }
         let started = Instant::now();
@@ -472,8 +575,7 @@ impl Inner {
         now: UnixTime,
     ) -> Result<Obtained, RefreshFailure> {
         if profile.grant_type == GrantType::ClientCredentials {
-            let request = TokenRequest::ClientCredentials { scopes: &profile.scopes };
-            return Ok(self.call(integration, request).await?);
+            return Ok(self.client_credentials(integration, profile).await?);
         }
         if let Some(token) = connection.grant.as_ref().and_then(|grant| grant.refresh_token.as_ref()) {
             Ok(self.call(integration, TokenRequest::RefreshToken(token)).await?)
@@ -489,25 +591,35 @@ impl Inner {
         let same = grant.generation == old_generation;
         self.metrics.refreshes.with_label_values(&[if same { "same_token" } else { "new_token" }]).inc();
         let not_before = pause_after_issue(old_generation, &grant, now);
-        // What memory was already ahead of stays the base that the store is compared with.
-        let base = slot.read(|state| state.uncommitted.clone()).or_else(|| Base::of(before));
-        let outcome = self.commit(slot, base.as_ref(), &grant).await;
+        let in_step = slot.in_step.lock().await;
+        // The slot was closed during the call: the connection is gone, or the client that was asked is no longer the
+        // integration's. Nobody may use what it answered.
+        if slot.read(SlotState::is_closed) && before.grant.is_none() {
+            return;
+        }
+        // What memory was already ahead of stays what the store is compared with.
+        let mut bases = slot.read(|state| state.uncommitted.clone());
+        let committing = !bases.is_empty();
+        if !committing {
+            bases.push(Base::of(before));
+        }
+        let outcome = self.commit(slot, &mut bases, &grant).await;
         slot.change(|state| {
             state.failures = 0;
             state.not_before = not_before;
             match &outcome {
-                Commit::Done(versioned) => {
-                    state.uncommitted = None;
-                    state.revision = versioned.revision;
-                    state.connection = versioned.record.clone();
+                Commit::Done(connection) => {
+                    state.uncommitted.clear();
+                    state.connection = (**connection).clone();
                 }
                 Commit::Lost => {}
                 Commit::NotTaken(_) => {
-                    state.uncommitted.clone_from(&base);
-                    record_issue(&mut state.connection, grant.clone(), now);
+                    state.uncommitted = bases;
+                    record_issue(&mut state.connection, grant, now);
                 }
             }
         });
+        drop(in_step);
         match outcome {
             Commit::Done(_) => debug!(connection.id = %slot.id, "refreshed connection {}", slot.id),
             Commit::Lost => {
@@ -516,22 +628,24 @@ impl Inner {
             }
             Commit::NotTaken(error) => {
                 error!(connection.id = %slot.id, %error, "a refreshed grant of connection {} is in memory only; offering it to the store until it is taken", slot.id);
-                let (engine, slot) = (self.clone(), slot.clone());
-                self.tasks.spawn_on(async move { engine.commit_until_taken(&slot).await }, &self.runtime);
+                if !committing {
+                    let (engine, slot) = (self.clone(), slot.clone());
+                    self.tasks.spawn_on(async move { engine.commit_until_taken(&slot).await }, &self.runtime);
+                }
             }
         }
     }
 
-    /// Writes `grant` where the store still holds what the refresh began from.
-    async fn commit(&self, slot: &Slot, base: Option<&Base>, grant: &Grant) -> Commit {
+    /// Writes `grant` where the store still holds one of `bases`. A write that may have happened becomes one of them:
+    /// the next grant replaces whichever is there. Under [`Slot::in_step`].
+    async fn commit(&self, slot: &Slot, bases: &mut Vec<Base>, grant: &Grant) -> Commit {
         let now = self.clock.now();
         let last_used = slot.last_use.at();
         let result = self
             .store
             .update::<Connection, ()>(slot.id.as_str(), |stored| {
                 if !holds(stored, grant) {
-                    let current = base.map_or(stored.grant.is_none(), |base| base.is_current_in(stored));
-                    if !current {
+                    if !bases.iter().any(|base| base.is_current_in(stored)) {
                         return Err(());
                     }
                     record_issue(stored, grant.clone(), now);
@@ -540,8 +654,12 @@ impl Inner {
                 Ok(())
             })
             .await;
+        if let Err(UpdateError::Store(StoreError::OutcomeUnknown(_))) = result {
+            bases.truncate(BASES_MAX - 1);
+            bases.insert(0, Base::of_grant(grant));
+        }
         let (label, outcome) = match result {
-            Ok(Some(versioned)) => ("committed", Commit::Done(Box::new(versioned))),
+            Ok(Some(versioned)) => ("committed", Commit::Done(Box::new(versioned.record))),
             Ok(None) | Err(UpdateError::Declined(())) => ("lost", Commit::Lost),
             Err(UpdateError::Contended(key)) => {
                 ("retried", Commit::NotTaken(StoreError::Refused(format!("{key} is contended"))))
@@ -552,43 +670,35 @@ impl Inner {
         outcome
     }
 
-    /// Offers what is only in memory to the store, until it is taken or overtaken.
+    /// Offers what is only in memory to the store, until it is taken or overtaken. One per slot: it is started by
+    /// whoever puts the first base into `uncommitted`, and ends with the last.
     async fn commit_until_taken(self: &Arc<Self>, slot: &Arc<Slot>) {
         let mut pause = COMMIT_PAUSES.0;
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(COMMIT_PAUSES.1);
-            let Some((base, grant)) =
-                slot.read(|state| Some((state.uncommitted.clone()?, state.connection.grant.clone()?)))
-            else {
-                return; // another committer, or another writer, was faster
+            let in_step = slot.in_step.lock().await;
+            let (mut bases, grant) =
+                slot.read(|state| (state.uncommitted.clone(), state.connection.grant.clone()));
+            let Some(grant) = grant.filter(|_| !bases.is_empty()) else {
+                return; // a refresh, or another writer, was faster
             };
-            match self.commit(slot, Some(&base), &grant).await {
-                Commit::Done(versioned) => {
-                    let newest = slot.change(|state| {
-                        // A refresh may have brought a newer one while this one was on its way.
-                        let newest =
-                            state.connection.grant.as_ref().is_none_or(|held| holds(&versioned.record, held));
-                        if newest {
-                            state.uncommitted = None;
-                            state.revision = versioned.revision;
-                            state.connection = versioned.record.clone();
-                        } else {
-                            state.uncommitted = Base::of(&versioned.record);
-                        }
-                        newest
+            match self.commit(slot, &mut bases, &grant).await {
+                Commit::Done(connection) => {
+                    slot.change(|state| {
+                        state.uncommitted.clear();
+                        state.connection = *connection;
                     });
-                    if newest {
-                        info!(connection.id = %slot.id, "the store took the grant of connection {}", slot.id);
-                        return;
-                    }
+                    info!(connection.id = %slot.id, "the store took the grant of connection {}", slot.id);
+                    return;
                 }
                 Commit::Lost => {
-                    slot.change(|state| state.uncommitted = None);
+                    slot.change_quietly(|state| state.uncommitted.clear());
+                    drop(in_step);
                     let _ = self.reload_connection(slot.id.as_str()).await;
                     return;
                 }
-                Commit::NotTaken(_) => {}
+                Commit::NotTaken(_) => slot.change_quietly(|state| state.uncommitted = bases),
             }
         }
     }
@@ -613,19 +723,28 @@ impl Inner {
             "token refresh for connection {} failed: {failure}", slot.id
         );
         if worth_storing(before, &after) {
-            self.store_failure(slot, before, failure, now).await;
+            self.store_failure(slot, before, failure, after.health).await;
         } else {
             slot.change(|state| state.connection.health = after.health);
         }
     }
 
-    async fn store_failure(&self, slot: &Slot, before: &Connection, failure: &RefreshFailure, now: UnixTime) {
+    /// `health`: what the failure makes of it, for memory alone where the store does not answer.
+    async fn store_failure(
+        &self,
+        slot: &Slot,
+        before: &Connection,
+        failure: &RefreshFailure,
+        health: Health,
+    ) {
+        let now = self.clock.now();
         let base = Base::of(before);
+        let in_step = slot.in_step.lock().await;
         let result = self
             .store
             .update::<Connection, ()>(slot.id.as_str(), |stored| {
                 // I-6: only the refusal of the newest refresh token counts.
-                if !base.as_ref().map_or(stored.grant.is_none(), |base| base.is_current_in(stored)) {
+                if !base.is_current_in(stored) {
                     return Err(());
                 }
                 record_failure(stored, failure, now);
@@ -633,19 +752,19 @@ impl Inner {
             })
             .await;
         match result {
-            Ok(Some(versioned)) => {
-                if let Lifecycle::ReauthorizationRequired { cause, .. } = &versioned.record.lifecycle {
+            Ok(Some(Versioned { record, .. })) => {
+                if let Lifecycle::ReauthorizationRequired { cause, .. } = &record.lifecycle {
                     error!(connection.id = %slot.id, ?cause, "connection {} needs a new consent: bearerd connection reauthorize {}", slot.id, slot.id);
                 }
-                slot.change(|state| {
-                    state.revision = versioned.revision;
-                    state.connection = versioned.record;
-                });
+                slot.change(|state| state.connection = record);
             }
             Ok(None) | Err(UpdateError::Declined(())) => {
+                drop(in_step);
                 let _ = self.reload_connection(slot.id.as_str()).await;
             }
-            Err(_) => slot.change(|state| record_failure(&mut state.connection, failure, now)),
+            // Without the store nobody knows whether the refused token was the newest: the connection lives on, and
+            // the next refresh, after the pause, finds out (I-6).
+            Err(_) => slot.change(|state| state.connection.health = health),
         }
     }
 
@@ -670,6 +789,7 @@ impl Inner {
                 Ok(()) => deadline,
                 Err(NotStarted::Before(at)) => Instant::now() + at.since(now),
                 Err(NotStarted::Closing) => return Err(unavailable(Duration::from_secs(1), "shutting down")),
+                Err(NotStarted::Closed) => continue, // says why above
             };
             if wake > deadline {
                 return Err(unavailable(
@@ -738,24 +858,36 @@ impl Inner {
     }
 
     async fn sole_connection(self: Arc<Self>) -> Option<ConnectionId> {
-        if let Sole::Known(known) = &*lock(&self.sole) {
-            return known.clone();
-        }
+        let changes = {
+            let sole = lock(&self.sole);
+            if let Known::As(known) = &sole.known {
+                return known.clone();
+            }
+            sole.changes
+        };
         let page = self.store.list::<Connection>(None, 2).await.ok()?;
-        let sole = match page.records.as_slice() {
+        let found = match page.records.as_slice() {
             [only] if page.damaged.is_empty() => Some(only.record.id.clone()),
             _ => None,
         };
-        *lock(&self.sole) = Sole::Known(sole.clone());
-        sole
+        let mut sole = lock(&self.sole);
+        if sole.changes == changes {
+            sole.known = Known::As(found.clone());
+        }
+        found
     }
 }
 
+/// A record that does not open will not do so a moment later.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
+/// Unconfirmed writes of one connection that are remembered: more in a row, without one that was confirmed or
+/// overtaken, would need a store that reads and never confirms for that many tokens' lives.
+const BASES_MAX: usize = 32;
 /// Longest sleep of the scheduler with nothing due.
 const IDLE_PAUSE: Duration = Duration::from_mins(1);
 
 enum Commit {
-    Done(Box<Versioned<Connection>>),
+    Done(Box<Connection>),
     /// Another writer replaced the grant, or the connection is gone.
     Lost,
     NotTaken(StoreError),
@@ -765,16 +897,29 @@ enum Commit {
 struct UnderWay {
     engine: Arc<Inner>,
     slot: Arc<Slot>,
+    /// It came to its end.
+    settled: bool,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.slot.change(|state| state.refreshing = false);
-        if self.engine.held(&self.slot.id).is_some() {
+        let now = self.engine.clock.now();
+        self.slot.change(|state| {
+            state.refreshing = false;
+            if !self.settled {
+                state.forced = None;
+                state.failures = state.failures.saturating_add(1);
+                state.not_before = now + PANIC_PAUSE; // or whoever waits would start the next one at once
+            }
+        });
+        if self.engine.held(&self.slot.id).is_some_and(|held| Arc::ptr_eq(&held, &self.slot)) {
             self.engine.schedule(&self.slot);
         }
     }
 }
+
+/// Pause after a refresh that panicked.
+const PANIC_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether the record, as just read, still wants the refresh.
 fn is_wanted(connection: &Connection, profile: &Profile, cause: Cause, now: UnixTime) -> bool {
@@ -784,7 +929,11 @@ fn is_wanted(connection: &Connection, profile: &Profile, cause: Cause, now: Unix
         return false;
     }
     match &connection.grant {
-        None => profile.grant_type == GrantType::ClientCredentials,
+        // Without a grant that a person gave, an active connection has nothing to live by: the refresh says so.
+        None => {
+            profile.grant_type == GrantType::ClientCredentials
+                || matches!(connection.lifecycle, Lifecycle::Active { .. })
+        }
         Some(grant) if !can_refresh(connection, profile.grant_type) => now >= grant.usable_until(),
         Some(grant) => cause == Cause::Forced || now >= grant.refresh_at(),
     }
@@ -835,3 +984,7 @@ impl AccessTokens for TokenEngine {
         Box::pin(self.inner.clone().sole_connection())
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -14,6 +14,8 @@ mod lend;
 mod metrics;
 mod settings;
 mod slot;
+#[cfg(test)]
+mod testing;
 mod transition;
 
 pub use endpoint::{TokenCallError, UserCallError};

@@ -94,6 +94,12 @@ impl Slot {
         self.changed.subscribe()
     }
 
+    /// How many wait for a change.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
     pub(crate) fn read<T>(&self, read: impl FnOnce(&SlotState) -> T) -> T {
         read(&self.lock())
     }

@@ -49,14 +49,16 @@ async fn an_instance_that_is_not_there_is_a_502() {
     loop {
         caller.send(door.head("POST /api/now/table/incident", "")).await;
         let answer = caller.answer(false).await;
-        // Until the listener's task has ended, the connection is accepted and cut.
-        if answer.code() == "instance_unreachable" {
-            assert_eq!(answer.status, 502);
-            assert!(answer.text().contains("connection refused"), "{}", answer.text());
+        // Until the listener's task has ended, connections are accepted and cut: by an end, or by a reset.
+        if answer.text().contains("connection refused") {
+            assert_eq!((answer.status, answer.code()), (502, "instance_unreachable"));
             assert!(answer.text().contains("\"retryable\":true"), "nothing was sent");
             break;
         }
-        assert_eq!(answer.code(), "instance_reply_invalid");
+        assert!(matches!(answer.code(), "instance_reply_invalid" | "instance_unreachable"));
+        let sent =
+            answer.text().contains("The connection broke") || answer.text().contains("The answer's head");
+        assert_eq!(answer.text().contains("\"retryable\":false"), sent, "a write that was sent may have run");
     }
 }
 

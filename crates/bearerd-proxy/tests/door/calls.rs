@@ -1,8 +1,11 @@
 //! Calls that go through: what the instance receives, what the caller receives, and on which connections.
 
-use crate::support::{Door, Instance, Message, ids, ok, respond, rule, snapshot};
-use bearerd_model::ConnectionSelector;
+use std::time::Duration;
+
+use bearerd_model::{ConnectionSelector, UnixTime};
 use bearerd_proxy::ProxySettings;
+
+use crate::support::{Door, Instance, Message, id, ids, ok, respond, rule, snapshot, token};
 
 /// P-06, P-07, P-08, P-09, P-12: one call with everything wrong that a head can carry.
 #[tokio::test]
@@ -75,7 +78,7 @@ async fn a_created_record_is_found_under_the_public_url() {
 
 /// What the instance saw, in the answer's body.
 fn echo(request: &Message) -> String {
-    ok(&format!("{} {}", request.first_line, request.header("authorization").unwrap()), "")
+    ok(&format!("{} {}", request.first_line, request.header("authorization").unwrap_or_default()), "")
 }
 
 #[tokio::test]
@@ -110,7 +113,7 @@ async fn the_connection_is_the_named_or_the_default_or_the_only_one() {
     assert_eq!(called("", "").await, "request_malformed");
     publish(ConnectionSelector::All);
     assert_eq!(called("", "").await, "request_malformed");
-    door.tokens.set_sole(Some(crate::support::id("it")));
+    door.tokens.set_sole(Some(id("it")));
     assert_eq!(called("", "").await, "it");
     publish(ConnectionSelector::Labels([("name".to_owned(), "it".to_owned())].into()));
     assert_eq!(called("", "").await, "it");
@@ -189,11 +192,10 @@ async fn a_connection_closed_while_idle_costs_no_call() {
         caller.send(door.head("POST /api/now/table/incident", &more) + &body).await;
         let mut peer = instance.accept().await;
         assert_eq!(peer.request().await.text(), body);
-        peer.send(respond(201, "{}", "")).await;
-        drop(peer); // no `Connection: close`: it looks alive until its end is seen
+        // No `Connection: close`: it looks alive until its end is seen.
+        peer.send_and_close(respond(201, "{}", "")).await;
         let answer = caller.answer(false).await;
         assert!(answer.status == 201, "{n}: {} {}", answer.status, answer.text());
-        tokio::task::yield_now().await;
     }
     assert_eq!(instance.accepted(), 30);
 }
@@ -328,13 +330,20 @@ async fn nothing_crosses_between_callers() {
 }
 
 #[tokio::test]
-async fn a_used_key_is_marked() {
+async fn a_used_key_and_a_used_connection_are_marked() {
     let instance = Instance::listen().await;
     let door = Door::open(&instance);
     instance.serve(echo);
+    let marks = || (door.shared.load().drain_last_used(), door.tokens.last_use("hr"));
+    assert_eq!(marks(), (vec![], None));
+    let now = UnixTime::from_secs(1_000);
     door.once("GET /api/now/table/incident", "").await;
-    assert_eq!(
-        door.shared.load().drain_last_used(),
-        [(door.key.id(), bearerd_model::UnixTime::from_secs(1_000))]
-    );
+    assert_eq!(marks(), (vec![(door.key.id(), now)], Some(now)));
+    assert_eq!(door.tokens.last_use("it"), None);
+    // Where the token had to be waited for, too.
+    door.tokens.will_acquire(Ok(token("fresh", 8)));
+    door.clock.advance(Duration::from_mins(25));
+    door.once("GET /api/now/table/incident", "").await;
+    let now = UnixTime::from_secs(2_500);
+    assert_eq!(marks(), (vec![(door.key.id(), now)], Some(now)));
 }

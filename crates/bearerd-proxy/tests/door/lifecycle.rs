@@ -24,8 +24,8 @@ async fn a_drain_lets_calls_end_and_closes_what_is_idle() {
     let mut busy_peer = instance.accept().await;
     busy_peer.request().await;
 
-    let running = door.door.take().unwrap();
-    let shutdown = tokio::spawn(running.shutdown(Duration::from_secs(60)));
+    let running = door.running.take().unwrap();
+    let shutdown = tokio::spawn(running.shutdown(Duration::from_mins(1)));
     assert_eq!(idle.closed().await, b"");
     // The calls under way know nothing of it.
     busy_peer.send(ok("late", "")).await;
@@ -51,7 +51,7 @@ async fn a_drain_ends_when_its_time_is_over() {
     caller.send(door.head("GET /api/now/table/incident", "")).await;
     let mut peer = instance.accept().await;
     peer.request().await;
-    soon(door.door.take().unwrap().shutdown(Duration::ZERO)).await;
+    soon(door.running.take().unwrap().shutdown(Duration::ZERO)).await;
     assert_eq!(caller.closed().await, b"");
     peer.closed().await;
 }
@@ -61,7 +61,7 @@ async fn a_dropped_door_stops() {
     let instance = Instance::listen().await;
     let mut door = Door::open(&instance);
     let mut caller = door.call().await;
-    drop(door.door.take());
+    drop(door.running.take());
     assert_eq!(caller.closed().await, b"");
 }
 
@@ -88,7 +88,7 @@ async fn several_workers_share_one_socket() {
         caller.send(door.head("GET /api/now/table/incident", "")).await;
         assert_eq!(caller.answer(false).await.status, 200);
     }
-    soon(wide.shutdown(Duration::from_secs(60))).await;
+    soon(wide.shutdown(Duration::from_mins(1))).await;
     assert!(TcpStream::connect(address).await.is_err());
 }
 

@@ -1,5 +1,7 @@
 //! The whole door over loopback: real workers, a scripted instance on a raw socket, a fake of the token engine.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod answers;
 mod calls;
 mod errors;

@@ -24,6 +24,7 @@ use bearerd_tokens::{
 };
 use http::HeaderValue;
 use prometheus::{TextEncoder, core::Collector};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -76,6 +77,11 @@ impl FakeTokens {
 
     pub(crate) fn after_refusal(&self, outcome: AfterRefusal) {
         self.lock().after_refusal = Some(outcome);
+    }
+
+    /// When a call last went out through a connection.
+    pub(crate) fn last_use(&self, name: &str) -> Option<UnixTime> {
+        self.lock().views[&id(name)].last_use.at()
     }
 
     pub(crate) fn will_acquire(&self, outcome: Result<LentToken, LendError>) {
@@ -143,7 +149,7 @@ pub(crate) fn token(text: &str, generation: u64) -> LentToken {
 /// A door with one worker, two connections (`hr`, `it`) to one instance, and a key that may do anything with
 /// `incident` on `hr` and read `problem` on both.
 pub(crate) struct Door {
-    pub(crate) door: Option<ProxyDoor>,
+    pub(crate) running: Option<ProxyDoor>,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) key: ApiKey,
     pub(crate) tokens: Arc<FakeTokens>,
@@ -210,6 +216,7 @@ impl Door {
                 labels: BTreeMap::from([("name".to_owned(), name.to_owned())]),
                 upstream: Arc::clone(&upstream),
                 standing: Standing::Ready(token(&format!("token-of-{name}"), 7)),
+                last_use: Arc::default(),
             };
             (id(name), Arc::new(view))
         };
@@ -219,7 +226,7 @@ impl Door {
         let listener = Listener::bind(&settings.listen_settings(), &[]).unwrap();
         let address = listener.local_addr();
         let metrics = ProxyMetrics::default();
-        let door = ProxyDoor::start(
+        let running = ProxyDoor::start(
             &settings,
             listener,
             Arc::clone(&shared),
@@ -227,7 +234,7 @@ impl Door {
             Arc::clone(&clock) as _,
             &metrics,
         );
-        Self { door: Some(door.unwrap()), address, key, tokens, clock, shared, metrics }
+        Self { running: Some(running.unwrap()), address, key, tokens, clock, shared, metrics }
     }
 
     pub(crate) async fn call(&self) -> Caller {
@@ -367,14 +374,13 @@ impl Peer {
 
     /// More bytes; `false` at the end, or when the connection was cut.
     async fn fill(&mut self) -> bool {
-        let mut piece = [0; 16 * 1024];
-        match soon(self.stream.read(&mut piece)).await {
-            Ok(0) | Err(_) => false,
-            Ok(len) => {
-                self.read.extend_from_slice(&piece[..len]);
-                true
-            }
-        }
+        matches!(soon(self.stream.read_buf(&mut self.read)).await, Ok(1..))
+    }
+
+    /// Sends and closes in one segment, so that whoever reads the bytes sees the end with them.
+    pub(crate) async fn send_and_close(mut self, text: impl AsRef<[u8]>) {
+        SockRef::from(&self.stream).set_tcp_cork(true).unwrap();
+        self.send(text).await;
     }
 
     /// The next head; the body's bytes stay unread. `None`: the connection ended first.

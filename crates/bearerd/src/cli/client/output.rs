@@ -73,8 +73,10 @@ pub(crate) fn fields(pairs: &[(&str, String)]) -> String {
     trimmed(&table)
 }
 
+/// Without the padding around the whole: an empty first column keeps its width.
 fn trimmed(table: &Table) -> String {
-    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    let lines: Vec<String> =
+        table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
     lines.join("\n")
 }
 

@@ -172,7 +172,7 @@ async fn from_integration_to_key() {
     assert_eq!(listed.json.as_array().unwrap().len(), 3);
 
     let line = "key add --description sync --policy readers --default-connection hr-prod --expires-in 90d";
-    let made = daemon.ok(line, &["only time", "curl -H 'Authorization: Bearer bd_", "ends in 89 days"]).await;
+    let made = daemon.ok(line, &["only time", "curl -H 'Authorization: Bearer bd_", "ends in 90 days"]).await;
     let id = made.json["id"].as_str().unwrap().to_owned();
     daemon.ok("key list", &[&id, "sync", "readers", "hr-prod"]).await;
     daemon.ok(&format!("key rotate {id} --overlap 2h"), &["rotated", "older one ends in", "only time"]).await;
@@ -224,6 +224,15 @@ async fn without_a_key_nothing_is_asked() {
     (options.admin_key, options.admin_key_file) = (AdminKey(None), None);
     let error = AdminApi::from_options(&options).unwrap_err();
     assert_eq!(error.code_and_exit(), ("admin_key_missing", Exit::Refused));
+}
+
+#[test]
+fn tables_are_plain_columns() {
+    let pairs = [("state", "active".to_owned()), ("", "It lends tokens.".to_owned())];
+    assert_eq!(output::fields(&pairs), "state  active\n       It lends tokens.");
+    let rows = vec![["hr".to_owned(), "a\nb".to_owned()]];
+    assert_eq!(output::table(["ID", "OPENS"], rows, "none"), "ID  OPENS\nhr  a\n    b");
+    assert_eq!(output::table(["ID"], Vec::new(), "none"), "none");
 }
 
 #[test]

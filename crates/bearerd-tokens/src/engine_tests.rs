@@ -1,0 +1,905 @@
+//! The engine over a real socket and a store that fails on demand. Each test waits for what it wants to see.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::Ordering::SeqCst,
+};
+
+use bearerd_crypto::KeyRing;
+use bearerd_model::{
+    ClientSecret, DeathCause, Endpoints, Freeze, IntegrationId, ProfileName, Provider, TokenEndpointAuth,
+};
+use bearerd_net::EgressSettings;
+use bearerd_store::Backend;
+
+use super::*;
+use crate::{
+    Standing,
+    testing::{Answer, AuthServer, FrailBackend, Habit, Point, RunningClock, eventually},
+};
+
+const LIFE: Duration = Duration::from_mins(30);
+const REFRESH_LIFE: Duration = Duration::from_hours(100 * 24);
+const NEW: Habit = Habit::New(LIFE);
+
+/// One engine, one store, one authorization server, integration `i`, connection `c`.
+struct World {
+    clock: Arc<RunningClock>,
+    backend: Arc<FrailBackend>,
+    store: Store,
+    server: AuthServer,
+    engine: Arc<TokenEngine>,
+}
+
+fn c() -> ConnectionId {
+    ConnectionId::parse("c").unwrap()
+}
+
+fn keys(names: &[(Kind, &str)]) -> Vec<RecordKey> {
+    names.iter().map(|(kind, id)| RecordKey::new(*kind, *id)).collect()
+}
+
+fn integration_at(id: &str, server: &AuthServer, grant_type: GrantType) -> Integration {
+    Integration {
+        id: IntegrationId::parse(id).unwrap(),
+        provider: Provider::Servicenow,
+        endpoints: Endpoints::servicenow(&server.origin),
+        instance: server.origin.clone(),
+        client_id: "our-client".to_owned(),
+        client_secret: Some(ClientSecret::parse("our-secret".to_owned()).unwrap()),
+        token_endpoint_auth: TokenEndpointAuth::Body,
+        pkce: true,
+        redirect_uri: "http://127.0.0.1:1/oauth/callback".to_owned(),
+        profiles: BTreeMap::from([(ProfileName::default(), Profile { grant_type, scopes: Vec::new() })]),
+        refresh_token_lifetime: REFRESH_LIFE,
+        ca_file: None,
+        created_at: UnixTime::default(),
+        updated_at: UnixTime::default(),
+    }
+}
+
+fn connection_under(id: &str, integration: &str, grant: Option<Grant>, now: UnixTime) -> Connection {
+    Connection {
+        id: ConnectionId::parse(id).unwrap(),
+        integration: IntegrationId::parse(integration).unwrap(),
+        profile: ProfileName::default(),
+        labels: BTreeMap::new(),
+        expected_user: None,
+        user: None,
+        lifecycle: Lifecycle::Active { since: now },
+        frozen: None,
+        health: Health::Ok,
+        grant,
+        created_at: now,
+        last_used_at: None,
+    }
+}
+
+/// `at-1` and `rt-1`, with `left` of a life of `life`.
+fn grant(now: UnixTime, life: Duration, left: Duration) -> Grant {
+    Grant {
+        generation: Generation(1),
+        access_token: AccessToken::parse("at-1".to_owned()).unwrap(),
+        access_lifetime: life,
+        access_expires_at: now + left,
+        refresh_token: Some(RefreshToken::parse("rt-1".to_owned()).unwrap()),
+        previous_refresh_token: None,
+        refresh_expires_at: Some(now + REFRESH_LIFE),
+        granted_at: now,
+        refreshed_at: now,
+        scope: None,
+    }
+}
+
+impl World {
+    /// With a connection whose token has `left` of `life`; `None`: client credentials, without a token.
+    async fn new(habit: Habit, token: Option<(Duration, Duration)>) -> Self {
+        Self::with(habit, token, TokenSettings::default()).await
+    }
+
+    async fn expired(habit: Habit) -> Self {
+        Self::new(habit, Some((LIFE, Duration::ZERO))).await
+    }
+
+    async fn fresh(habit: Habit) -> Self {
+        Self::new(habit, Some((LIFE, LIFE))).await
+    }
+
+    async fn with(habit: Habit, token: Option<(Duration, Duration)>, settings: TokenSettings) -> Self {
+        let clock = Arc::new(RunningClock::new());
+        let server = AuthServer::start(clock.clone(), habit).await;
+        let backend = Arc::new(FrailBackend::default());
+        let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+        let store = Store::open(backend.clone() as Arc<dyn Backend>, ring).await.unwrap();
+        let grant_type =
+            if token.is_some() { GrantType::AuthorizationCode } else { GrantType::ClientCredentials };
+        store.create(&integration_at("i", &server, grant_type)).await.unwrap().unwrap();
+        let grant = token.map(|(life, left)| grant(clock.now(), life, left));
+        if let Some(grant) = &grant {
+            server.has_issued("at-1", grant.access_expires_at);
+        }
+        store.create(&connection_under("c", "i", grant, clock.now())).await.unwrap().unwrap();
+        let connector = Connector::new(&EgressSettings::default()).unwrap();
+        let engine =
+            TokenEngine::start(store.clone(), connector, clock.clone(), settings, &Registry::new()).unwrap();
+        Self { clock, backend, store, server, engine: Arc::new(engine) }
+    }
+
+    async fn acquire(&self) -> Result<LentToken, LendError> {
+        self.engine.acquire(&c()).await
+    }
+
+    /// Waits for nothing but the token endpoint's taking the call.
+    async fn acquire_and_leave_waiting(&self) -> tokio::task::JoinHandle<Result<LentToken, LendError>> {
+        let before = self.server.count();
+        let waiting = tokio::spawn(self.engine.acquire(&c()));
+        eventually("a token call", async || self.server.count() > before).await;
+        waiting
+    }
+
+    async fn load(&self) -> Arc<ConnectionView> {
+        self.engine.load(&c()).await.unwrap()
+    }
+
+    fn slot(&self) -> Arc<Slot> {
+        self.engine.inner.held(&c()).unwrap()
+    }
+
+    fn refreshing(&self) -> bool {
+        self.slot().read(|state| state.refreshing)
+    }
+
+    async fn refreshed(&self) {
+        eventually("the refresh has ended", async || !self.refreshing()).await;
+    }
+
+    async fn stored(&self) -> Connection {
+        self.store.load::<Connection>("c").await.unwrap().unwrap().record
+    }
+
+    async fn stored_tokens(&self) -> (u64, String, String) {
+        let grant = self.stored().await.grant.unwrap();
+        let refresh = grant.refresh_token.as_ref().map_or("none", RefreshToken::expose).to_owned();
+        (grant.generation.0, grant.access_token.expose().to_owned(), refresh)
+    }
+
+    /// What another writer does.
+    async fn write(&self, change: impl Fn(&mut Connection) + Send + Sync) {
+        let changed = self.store.update::<Connection, ()>("c", |connection| {
+            change(connection);
+            Ok(())
+        });
+        changed.await.unwrap().unwrap();
+    }
+
+    async fn freeze(&self) {
+        let since = self.clock.now();
+        self.write(|connection| connection.frozen = Some(Freeze { since, reason: String::new() })).await;
+    }
+
+    async fn apply(&self, kind: Kind, id: &str) {
+        self.engine.apply(&keys(&[(kind, id)])).await.unwrap();
+    }
+
+    fn closed(&self) -> Option<LendError> {
+        match &self.engine.peek(&c())?.standing {
+            Standing::Ready(_) => None,
+            Standing::Closed(why) => Some(why.clone()),
+        }
+    }
+}
+
+#[track_caller]
+fn bearer(lent: &LentToken) -> &str {
+    lent.bearer.to_str().unwrap().strip_prefix("Bearer ").unwrap()
+}
+
+fn is_unavailable(error: &LendError) -> bool {
+    matches!(error, LendError::Unavailable { .. })
+}
+
+// --- one refresh for all ----------------------------------------------------------------------------------------
+
+/// I-8: any number of callers, one token call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_waiters_share_one_token_call() {
+    let world = World::expired(NEW).await;
+    world.server.answers(false);
+    let waiting: Vec<_> = (0..1_000).map(|_| tokio::spawn(world.engine.acquire(&c()))).collect();
+    eventually("all wait", async || {
+        world.engine.inner.held(&c()).is_some_and(|slot| slot.waiting() == 1_000)
+    })
+    .await;
+    eventually("a token call", async || world.server.count() == 1).await;
+    world.server.answers(true);
+    for waiter in waiting {
+        let lent = waiter.await.unwrap().unwrap();
+        assert_eq!((lent.generation, bearer(&lent)), (Generation(2), "at-2"));
+    }
+    assert_eq!(world.server.count(), 1);
+    assert_eq!(world.stored_tokens().await, (2, "at-2".into(), "rt-1".into()));
+}
+
+/// A caller that leaves never cancels a refresh, and its grant is kept.
+#[tokio::test]
+async fn a_refresh_outlives_its_callers() {
+    let world = World::expired(Habit::Rotating(LIFE)).await;
+    world.server.answers(false);
+    let waiting = world.acquire_and_leave_waiting().await;
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    world.server.answers(true);
+    eventually("the grant is stored", async || {
+        world.stored_tokens().await == (2, "at-2".into(), "rt-2".into())
+    })
+    .await;
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    assert_eq!(world.server.count(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_in_use_is_refreshed_ahead_of_expiry_without_callers() {
+    let life = Duration::from_secs(1);
+    let world = World::new(Habit::New(life), Some((life, life))).await;
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(1));
+    eventually("three refreshes", async || world.server.count() >= 3).await;
+    eventually("their grants", async || world.stored_tokens().await.0 >= 4).await;
+}
+
+/// Connections that nobody uses are left alone until somebody does.
+#[tokio::test]
+async fn a_connection_out_of_use_is_not_refreshed_ahead() {
+    let settings = TokenSettings { warm_for_h: 1, ..TokenSettings::default() };
+    let world = World::with(NEW, Some((LIFE, LIFE)), settings).await;
+    world.acquire().await.unwrap();
+    world.clock.leap(Duration::from_hours(2));
+    world.apply(Kind::Connection, "c").await; // the scheduler looks again
+    eventually("it was looked at", async || lock(&world.engine.inner.due).next().is_none()).await;
+    assert_eq!((world.server.count(), world.refreshing()), (0, false));
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+/// Tokens of 1 to 3 seconds, in each way that a server may answer: callers wait at times, and never fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_lives_never_fail_a_caller() {
+    let mut runs = Vec::new();
+    for life in [1, 2, 3].map(Duration::from_secs) {
+        for habit in [Habit::Remaining(life), Habit::Renewed(life), Habit::New(life), Habit::Rotating(life)] {
+            runs.push(tokio::spawn(async move {
+                let world = World::new(habit, Some((life, life))).await;
+                let ends = world.clock.now() + Duration::from_secs(5);
+                let mut newest = Generation(0);
+                while world.clock.now() < ends {
+                    let asked_at = world.clock.now();
+                    let lent = world.acquire().await.unwrap_or_else(|error| panic!("{habit:?}: {error}"));
+                    assert!(lent.generation >= newest, "{habit:?}: the generation went back");
+                    assert!(lent.usable_until > asked_at, "{habit:?}: lent a token that has ended");
+                    let end = world.server.end_of(bearer(&lent)).unwrap();
+                    assert!(lent.usable_until <= end, "{habit:?}: lent for longer than the server admits it");
+                    newest = lent.generation;
+                    tokio::time::sleep(Duration::from_millis(3)).await;
+                }
+                if let Habit::New(_) = habit {
+                    assert!(newest > Generation(2), "{habit:?}: {newest:?}");
+                }
+            }));
+        }
+    }
+    for run in runs {
+        run.await.unwrap();
+    }
+}
+
+/// A server that does not renew before expiry: calls inside the skew wait for the first token after it.
+#[tokio::test]
+async fn the_same_token_inside_the_skew_makes_callers_wait() {
+    let life = Duration::from_mins(1);
+    let world = World::new(Habit::Remaining(life), Some((life, Duration::from_millis(300)))).await;
+    let lent = world.acquire().await.unwrap();
+    assert_eq!((lent.generation, bearer(&lent)), (Generation(2), "at-2"));
+    assert_eq!(world.server.count(), 2); // the old one, and a second later the new one
+}
+
+/// A token that has ended before it is here is no reason to ask as fast as the server answers.
+#[tokio::test]
+async fn tokens_without_a_life_are_not_asked_for_in_a_loop() {
+    let settings = TokenSettings { wait_max_s: 2, ..TokenSettings::default() };
+    let world = World::with(Habit::New(Duration::ZERO), Some((LIFE, Duration::ZERO)), settings).await;
+    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
+    assert!((2..=3).contains(&world.server.count()), "{}", world.server.count());
+}
+
+/// An instance that hangs holds up no other.
+#[tokio::test]
+async fn an_instance_that_hangs_holds_up_no_other() {
+    let world = World::expired(NEW).await;
+    world.server.answers(false);
+    let other = AuthServer::start(world.clock.clone(), NEW).await;
+    let elsewhere = integration_at("other", &other, GrantType::ClientCredentials);
+    world.store.create(&elsewhere).await.unwrap().unwrap();
+    let mut waiting = Vec::new();
+    for number in 0..=TOKEN_CALLS_MAX {
+        let expired = grant(world.clock.now(), LIFE, Duration::ZERO);
+        let id = format!("hanging-{number}");
+        let hanging = connection_under(&id, "i", Some(expired), world.clock.now());
+        world.store.create(&hanging).await.unwrap().unwrap();
+        waiting.push(tokio::spawn(world.engine.acquire(&hanging.id)));
+    }
+    eventually("all calls hang", async || world.server.count() == TOKEN_CALLS_MAX).await;
+    let at_other = connection_under("at-other", "other", None, world.clock.now());
+    world.store.create(&at_other).await.unwrap().unwrap();
+    world.engine.acquire(&at_other.id).await.unwrap();
+    world.server.answers(true);
+    for waiter in waiting {
+        waiter.await.unwrap().unwrap();
+    }
+}
+
+// --- failures ---------------------------------------------------------------------------------------------------
+
+/// I-7: a valid token is lent whatever the token endpoint does.
+#[tokio::test]
+async fn a_valid_token_is_lent_while_refreshes_fail() {
+    let world = World::new(NEW, Some((LIFE, Duration::from_mins(4)))).await; // inside the margin
+    for answer in [Answer::unavailable(None), Answer::denied(), Answer::json(200, "<html>asleep</html>")] {
+        world.server.next(answer);
+        let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
+        assert!(matches!(connection.health, Health::Failing { .. }));
+        assert_eq!(world.acquire().await.unwrap().generation, Generation(1));
+        assert!(matches!(world.engine.peek(&c()).unwrap().standing, Standing::Ready(_)));
+    }
+    assert!(matches!(world.stored().await.health, Health::Failing { strikes: 1, .. }));
+    world.engine.refresh_now(&c()).await.unwrap();
+    assert_eq!((world.stored().await.health, world.stored_tokens().await.0), (Health::Ok, 2));
+}
+
+#[tokio::test]
+async fn an_expired_token_is_never_lent() {
+    let world = World::expired(NEW).await;
+    world.server.next(Answer::unavailable(Some("120")));
+    let error = world.acquire().await.unwrap_err();
+    let LendError::Unavailable { retry_after, .. } = error else { panic!("{error}") };
+    assert!(retry_after > Duration::from_secs(100), "{retry_after:?}");
+    assert!(is_unavailable(&world.acquire().await.unwrap_err())); // and no further call before that
+    assert_eq!(world.server.count(), 1);
+    let view = world.engine.peek(&c()).unwrap();
+    let Standing::Ready(token) = &view.standing else { panic!("{view:?}") };
+    assert!(token.usable_until <= world.clock.now());
+    world.clock.leap(Duration::from_secs(121));
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+/// A passing fault is waited out within the caller's limit.
+#[tokio::test]
+async fn callers_wait_for_the_next_try() {
+    let world = World::expired(NEW).await;
+    world.server.next(Answer::unavailable(None));
+    world.server.next(Answer::denied());
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    assert_eq!((world.server.count(), world.stored().await.health), (3, Health::Ok));
+}
+
+#[tokio::test]
+async fn a_dead_grant_is_told_to_callers() {
+    let world = World::expired(NEW).await;
+    world.server.next(Answer::invalid_grant());
+    let error = world.acquire().await.unwrap_err();
+    let dead = |error: &LendError| {
+        matches!(error, LendError::ReauthorizationRequired { cause: DeathCause::GrantRefused, .. })
+    };
+    assert!(dead(&error), "{error}");
+    assert!(world.closed().is_some_and(|why| dead(&why)));
+    assert_eq!(world.stored().await.lifecycle.name(), "reauthorization_required");
+    assert!(world.acquire().await.is_err_and(|error| dead(&error)));
+    assert_eq!(world.server.count(), 1);
+    // The operator may try all the same, and a token brings the connection back.
+    let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
+    assert_eq!((connection.lifecycle.name(), connection.health), ("active", Health::Ok));
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+/// ServiceNow refuses now and then for no reason (servicenow.md §0.4): four in a row kill nothing.
+#[tokio::test]
+async fn five_refusals_without_a_reason_kill() {
+    let world = World::expired(NEW).await;
+    for strike in 1..=5 {
+        world.server.next(Answer::denied());
+        let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
+        assert_eq!(connection.lifecycle.name() == "active", strike < 5, "strike {strike}");
+    }
+    assert_eq!(world.stored().await.lifecycle.name(), "reauthorization_required");
+}
+
+#[tokio::test]
+async fn without_a_refresh_token_the_grant_ends_with_the_access_token() {
+    let world = World::fresh(NEW).await;
+    world.write(|connection| connection.grant.as_mut().unwrap().refresh_token = None).await;
+    world.acquire().await.unwrap();
+    // Nothing to ask with: neither a 401 nor an operator makes a call, and the token stays in use.
+    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    world.engine.refresh_now(&c()).await.unwrap();
+    world.acquire().await.unwrap();
+    world.clock.leap(LIFE);
+    let error = world.acquire().await.unwrap_err();
+    let cause = DeathCause::NoRefreshToken;
+    assert!(matches!(error, LendError::ReauthorizationRequired { cause: told, .. } if told == cause));
+    assert_eq!(world.server.count(), 0);
+}
+
+/// An active connection that holds nothing and can ask for nothing (its profile became another) says so, instead of
+/// reading the store in a loop.
+#[tokio::test]
+async fn an_active_connection_without_a_grant_asks_for_a_consent() {
+    let world = World::fresh(NEW).await;
+    world.write(|connection| connection.grant = None).await;
+    let error = world.acquire().await.unwrap_err();
+    assert!(matches!(error, LendError::ReauthorizationRequired { .. }), "{error}");
+    assert!(world.backend.loads.load(SeqCst) < 30);
+    assert_eq!(world.server.count(), 0);
+}
+
+#[tokio::test]
+async fn client_credentials_without_a_grant_obtain_one() {
+    let world = World::new(NEW, None).await;
+    world.server.next(Answer::token("at-2", Some("nobody-asked"), 1_800));
+    assert_eq!(bearer(&world.acquire().await.unwrap()), "at-2");
+    assert_eq!(world.stored_tokens().await, (1, "at-2".into(), "none".into()));
+    assert_eq!(world.server.calls()[0]["grant_type"], "client_credentials");
+    world.clock.leap(LIFE);
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    assert_eq!(world.server.calls()[1]["grant_type"], "client_credentials");
+}
+
+/// A wrong client secret is the integration's fault: once it is mended, the connection works, without a consent that
+/// nobody could give.
+#[tokio::test]
+async fn refused_client_credentials_do_not_kill_the_connection() {
+    let world = World::new(NEW, None).await;
+    for _ in 0..6 {
+        world.server.next(Answer::denied());
+        world.engine.refresh_now(&c()).await.unwrap();
+    }
+    assert_eq!(world.stored().await.lifecycle.name(), "active");
+    world.clock.leap(Duration::from_mins(2));
+    world.acquire().await.unwrap();
+}
+
+/// A refresh that panics leaves the slot usable, and whoever waits does not start the next one at once.
+#[tokio::test]
+async fn a_panic_does_not_leave_the_slot_stuck() {
+    let settings = TokenSettings { wait_max_s: 1, ..TokenSettings::default() };
+    let world = World::with(NEW, Some((LIFE, Duration::ZERO)), settings).await;
+    world.load().await;
+    world.backend.panics.store(1, SeqCst);
+    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
+    assert_eq!((world.backend.panics.load(SeqCst), world.server.count()), (0, 0));
+    assert!(!world.refreshing());
+    world.clock.leap(PANIC_PAUSE);
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_a_refresh_under_way() {
+    let world = World::expired(Habit::Rotating(LIFE)).await;
+    world.server.answers(false);
+    let waiting = world.acquire_and_leave_waiting().await;
+    let engine = world.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shutdown(Duration::from_secs(20)).await });
+    eventually("closing", async || world.engine.inner.closing.is_cancelled()).await;
+    assert!(!shutdown.is_finished());
+    world.server.answers(true);
+    shutdown.await.unwrap();
+    assert_eq!(world.stored_tokens().await, (2, "at-2".into(), "rt-2".into()));
+    assert_eq!(waiting.await.unwrap().unwrap().generation, Generation(2));
+    world.clock.leap(LIFE);
+    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
+    assert_eq!(world.server.count(), 1);
+}
+
+// --- 401 --------------------------------------------------------------------------------------------------------
+
+/// P-26
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_refusals_make_one_token_call() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    world.server.answers(false);
+    let refused: Vec<_> =
+        (0..1_000).map(|_| tokio::spawn(world.engine.refused(&c(), Generation(1)))).collect();
+    eventually("all wait", async || world.slot().waiting() == 1_000).await;
+    eventually("a token call", async || world.server.count() == 1).await;
+    world.server.answers(true);
+    for one in refused {
+        let after = one.await.unwrap();
+        assert!(matches!(after, AfterRefusal::Replay(token) if token.generation == Generation(2)));
+    }
+    assert_eq!(world.server.count(), 1);
+    // Latecomers with the old token get the new one, without a call.
+    let after = world.engine.refused(&c(), Generation(1)).await;
+    assert!(matches!(after, AfterRefusal::Replay(token) if bearer(&token) == "at-2"));
+    assert_eq!(world.server.count(), 1);
+}
+
+/// P-26: the refused token came back: 401s pass through, and this generation has had its refresh.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_token_that_comes_back_passes_through() {
+    let world = World::fresh(Habit::Remaining(LIFE)).await;
+    world.acquire().await.unwrap();
+    world.server.answers(false);
+    let refused: Vec<_> =
+        (0..1_000).map(|_| tokio::spawn(world.engine.refused(&c(), Generation(1)))).collect();
+    eventually("all wait", async || world.slot().waiting() == 1_000).await;
+    world.server.answers(true);
+    for one in refused {
+        assert!(matches!(one.await.unwrap(), AfterRefusal::PassThrough));
+    }
+    for _ in 0..3 {
+        assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+        world.clock.leap(Duration::from_secs(1));
+    }
+    assert_eq!(world.server.count(), 1);
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(1)); // still lent: it may be the one call's fault
+}
+
+/// A forced refresh that brought no answer is not the generation's one.
+#[tokio::test]
+async fn a_failed_forced_refresh_may_be_repeated_after_its_pause() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    world.server.next(Answer::unavailable(Some("60")));
+    for _ in 0..3 {
+        assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    }
+    assert_eq!(world.server.count(), 1);
+    world.clock.leap(Duration::from_mins(1));
+    let after = world.engine.refused(&c(), Generation(1)).await;
+    assert!(matches!(after, AfterRefusal::Replay(token) if token.generation == Generation(2)));
+    assert_eq!(world.server.count(), 2);
+}
+
+#[tokio::test]
+async fn a_refusal_of_what_is_not_held_passes_through() {
+    let world = World::fresh(NEW).await;
+    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    world.acquire().await.unwrap();
+    assert!(matches!(world.engine.refused(&c(), Generation(7)).await, AfterRefusal::PassThrough));
+    assert_eq!(world.server.count(), 0);
+}
+
+// --- the store --------------------------------------------------------------------------------------------------
+
+/// I-1: a rotated refresh token outlives a store that is away at the moment of the commit.
+#[tokio::test]
+async fn a_grant_that_the_store_does_not_take_is_offered_until_it_does() {
+    for (down, read_only) in [(true, false), (false, true)] {
+        let world = World::expired(Habit::Rotating(LIFE)).await;
+        world.load().await;
+        world.backend.down.store(down, SeqCst);
+        world.backend.read_only.store(read_only, SeqCst);
+        let lent = world.acquire().await.unwrap();
+        assert_eq!(bearer(&lent), "at-2");
+        world.refreshed().await;
+        world.backend.down.store(false, SeqCst);
+        // A change that arrives meanwhile does not put the old grant back, nor the pause after the refresh away.
+        world.slot().change_quietly(|state| state.not_before = world.clock.now() + LIFE);
+        world.apply(Kind::Connection, "c").await;
+        assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+        assert!(world.slot().read(|state| state.not_before > world.clock.now()) || down);
+        world.backend.read_only.store(false, SeqCst);
+        eventually("the store takes it", async || {
+            world.stored_tokens().await == (2, "at-2".into(), "rt-2".into())
+        })
+        .await;
+        eventually("nothing is left", async || world.slot().read(|state| state.uncommitted.is_empty())).await;
+        assert_eq!(world.server.count(), 1);
+    }
+}
+
+/// I-1: the first write landed without a confirmation, the second never left: the third grant still has its way.
+#[tokio::test]
+async fn a_write_that_landed_unconfirmed_is_no_obstacle_to_the_next() {
+    let world = World::expired(Habit::Rotating(LIFE)).await;
+    world.load().await;
+    world.backend.unconfirmed.store(1, SeqCst);
+    let backend = world.backend.clone();
+    world.backend.on(Point::AfterReplace(Kind::Connection), 0, async move || {
+        backend.down.store(true, SeqCst);
+    });
+    assert_eq!(bearer(&world.acquire().await.unwrap()), "at-2");
+    world.refreshed().await;
+    world.engine.refresh_now(&c()).await.unwrap();
+    assert_eq!(bearer(&world.acquire().await.unwrap()), "at-3");
+    world.backend.down.store(false, SeqCst);
+    eventually("the newest is stored", async || {
+        world.stored_tokens().await == (3, "at-3".into(), "rt-3".into())
+    })
+    .await;
+    assert_eq!(world.server.count(), 2);
+}
+
+#[tokio::test]
+async fn an_unconfirmed_write_that_landed_is_ours() {
+    let world = World::expired(Habit::Rotating(LIFE)).await;
+    world.backend.unconfirmed.store(1, SeqCst);
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    eventually("it is recognised", async || world.slot().read(|state| state.uncommitted.is_empty())).await;
+    assert_eq!(world.stored_tokens().await, (2, "at-2".into(), "rt-2".into()));
+    let lost = world.engine.inner.metrics.commits.with_label_values(&["lost"]).get();
+    assert_eq!((lost, world.server.count()), (0, 1));
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+/// I-3: a consent that was finished during the refresh stands.
+#[tokio::test]
+async fn a_grant_that_another_writer_put_there_stands() {
+    let world = World::expired(NEW).await;
+    world.server.answers(false);
+    let waiting = world.acquire_and_leave_waiting().await;
+    let now = world.clock.now();
+    world
+        .write(|connection| {
+            let grant = grant(now, LIFE, LIFE);
+            connection.grant = Some(Grant {
+                generation: Generation(5),
+                access_token: AccessToken::parse("theirs".to_owned()).unwrap(),
+                refresh_token: Some(RefreshToken::parse("theirs-too".to_owned()).unwrap()),
+                ..grant
+            });
+        })
+        .await;
+    world.server.answers(true);
+    let lent = waiting.await.unwrap().unwrap();
+    assert_eq!((lent.generation, bearer(&lent)), (Generation(5), "theirs"));
+    assert_eq!(world.stored_tokens().await, (5, "theirs".into(), "theirs-too".into()));
+}
+
+/// I-6: what was refused is no longer what is stored.
+#[tokio::test]
+async fn the_refusal_of_an_old_refresh_token_kills_nothing() {
+    for answer in [Answer::invalid_grant(), Answer::denied()] {
+        let world = World::expired(NEW).await;
+        world.server.next(answer);
+        world.server.answers(false);
+        let waiting = world.acquire_and_leave_waiting().await;
+        world
+            .write(|connection| {
+                connection.grant.as_mut().unwrap().refresh_token =
+                    Some(RefreshToken::parse("rt-newer".to_owned()).unwrap());
+            })
+            .await;
+        world.server.answers(true);
+        assert_eq!(waiting.await.unwrap().unwrap().generation, Generation(2));
+        assert_eq!((world.stored().await.lifecycle.name(), world.stored().await.health), ("active", Health::Ok));
+        assert_eq!(world.server.calls()[1]["refresh_token"], "rt-newer");
+    }
+}
+
+/// I-6: without the store nobody knows whether the refused token was the newest.
+#[tokio::test]
+async fn nothing_dies_while_the_store_is_away() {
+    let world = World::expired(NEW).await;
+    world.load().await;
+    world.backend.down.store(true, SeqCst);
+    world.server.next(Answer::invalid_grant());
+    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
+    assert!(matches!(world.slot().read(|state| state.connection.health.clone()), Health::Failing { .. }));
+    world.backend.down.store(false, SeqCst);
+    world.clock.leap(Duration::from_mins(1));
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+}
+
+#[tokio::test]
+async fn without_the_store_nothing_new_is_loaded() {
+    let world = World::fresh(NEW).await;
+    world.backend.down.store(true, SeqCst);
+    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
+    world.backend.down.store(false, SeqCst);
+    world.acquire().await.unwrap();
+    world.backend.down.store(true, SeqCst);
+    world.acquire().await.unwrap();
+    let unknown = ConnectionId::parse("unknown").unwrap();
+    world.backend.down.store(false, SeqCst);
+    assert_eq!(world.engine.acquire(&unknown).await.unwrap_err(), LendError::Unknown);
+}
+
+// --- changes by others --------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_deleted_connection_is_closed() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
+    assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
+    world.apply(Kind::Connection, "c").await;
+    assert!(world.engine.peek(&c()).is_none());
+    assert_eq!(world.acquire().await.unwrap_err(), LendError::Unknown);
+    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    assert!(world.engine.refresh_now(&c()).await.unwrap().is_none());
+}
+
+/// I-5: the end of a refresh does not open again what was deleted during it.
+#[tokio::test]
+async fn a_connection_deleted_during_its_refresh_stays_closed() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let slot = world.slot();
+    world.server.answers(false);
+    let engine = world.engine.clone();
+    let refused = tokio::spawn(async move { engine.refused(&c(), Generation(1)).await });
+    eventually("a token call", async || world.server.count() == 1).await;
+    let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
+    assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
+    world.apply(Kind::Connection, "c").await;
+    world.server.answers(true);
+    eventually("the refresh has ended", async || !slot.read(|state| state.refreshing)).await;
+    assert!(matches!(slot.view().standing, Standing::Closed(LendError::Unknown)));
+    assert!(matches!(refused.await.unwrap(), AfterRefusal::PassThrough));
+    assert!(world.engine.peek(&c()).is_none());
+    assert!(world.store.load::<Connection>("c").await.unwrap().is_none());
+    assert_eq!(world.server.count(), 1);
+}
+
+/// Revisions have no order (Redis draws them at random): whatever the store says last, counts.
+#[tokio::test]
+async fn a_change_counts_whatever_its_revision() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    for _ in 0..2 {
+        world.freeze().await;
+        world.apply(Kind::Connection, "c").await;
+        assert_eq!(world.closed(), Some(LendError::Frozen));
+        assert_eq!(world.acquire().await.unwrap_err(), LendError::Frozen);
+        world.write(|connection| connection.frozen = None).await;
+        world.engine.apply_all().await.unwrap();
+        assert_eq!(world.closed(), None);
+        world.acquire().await.unwrap();
+    }
+    let awaits = Lifecycle::AwaitingConfirmation { since: world.clock.now() };
+    world.write(|connection| connection.lifecycle = awaits.clone()).await;
+    world.apply(Kind::Connection, "c").await;
+    assert_eq!(world.acquire().await.unwrap_err(), LendError::Pending);
+}
+
+/// I-5: a freeze that arrives between a commit and its way into memory is not overwritten by the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_right_after_a_commit_is_not_lost() {
+    let world = Arc::new(World::expired(NEW).await);
+    world.load().await;
+    let other = world.clone();
+    world.backend.on(Point::AfterReplace(Kind::Connection), 0, async move || {
+        other.freeze().await;
+        let applying = tokio::spawn({
+            let other = other.clone();
+            async move { other.apply(Kind::Connection, "c").await }
+        });
+        // What follows the store either waits for the commit to be in memory, or is through before it is.
+        let _ = tokio::time::timeout(Duration::from_millis(200), applying).await;
+    });
+    let _ = world.acquire().await;
+    world.refreshed().await;
+    eventually("frozen", async || world.closed() == Some(LendError::Frozen)).await;
+    assert_eq!((world.stored_tokens().await.0, world.stored().await.frozen.is_some()), (2, true));
+    assert_eq!(world.acquire().await.unwrap_err(), LendError::Frozen);
+}
+
+/// A change between reading a connection and holding it does not go unnoticed, of the connection nor its integration.
+#[tokio::test]
+async fn a_change_during_the_load_is_seen() {
+    for skip in 0..2 {
+        let world = Arc::new(World::fresh(NEW).await);
+        let other = world.clone();
+        world.backend.on(Point::AfterLoad(Kind::Connection), skip, async move || {
+            other.freeze().await;
+            other.apply(Kind::Connection, "c").await; // not held yet: in vain
+            let renamed = other.store.update::<Integration, ()>("i", |integration| {
+                integration.client_secret = Some(ClientSecret::parse("rotated".to_owned()).unwrap());
+                Ok(())
+            });
+            renamed.await.unwrap().unwrap();
+            other.apply(Kind::Integration, "i").await; // the same
+        });
+        let view = world.load().await;
+        assert!(matches!(view.standing, Standing::Closed(LendError::Frozen)), "{view:?}");
+        let secret = world.slot().read(|state| state.integration.client_secret.clone().unwrap());
+        assert_eq!(secret.expose(), "rotated");
+    }
+}
+
+/// I-4: a connection made anew under another integration brings nothing of the old one along.
+#[tokio::test]
+async fn a_connection_made_anew_is_another() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let held = world.slot();
+    let elsewhere = AuthServer::start(world.clock.clone(), NEW).await;
+    let other = integration_at("other", &elsewhere, GrantType::AuthorizationCode);
+    world.store.create(&other).await.unwrap().unwrap();
+    let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
+    assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
+    world.clock.leap(Duration::from_millis(5));
+    let now = world.clock.now();
+    let anew = connection_under("c", "other", Some(grant(now, LIFE, LIFE)), now);
+    world.store.create(&anew).await.unwrap().unwrap();
+    world.apply(Kind::Connection, "c").await; // deletion and creation, told at once
+    assert!(matches!(held.view().standing, Standing::Closed(_)));
+    let view = world.load().await;
+    assert_eq!(view.upstream.instance, elsewhere.origin);
+    assert!(matches!(view.standing, Standing::Ready(_)));
+}
+
+/// I-4: once an integration names another instance or client, the old client's tokens are lent to nobody, even before
+/// they are purged.
+#[tokio::test]
+async fn tokens_do_not_follow_their_integration_to_another_instance() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let held = world.slot();
+    let elsewhere = AuthServer::start(world.clock.clone(), NEW).await;
+    world.write(|connection| connection.grant = None).await;
+    let moved = world.store.update::<Integration, ()>("i", |integration| {
+        integration.instance = elsewhere.origin.clone();
+        integration.endpoints = Endpoints::servicenow(&elsewhere.origin);
+        Ok(())
+    });
+    moved.await.unwrap().unwrap();
+    world.apply(Kind::Integration, "i").await; // before the connection's own change
+    assert!(matches!(held.view().standing, Standing::Closed(_)));
+    assert_eq!(held.view().upstream.instance, world.server.origin);
+    assert!(world.engine.peek(&c()).is_none());
+    assert!(world.acquire().await.is_err());
+    assert_eq!((world.server.count(), elsewhere.count()), (0, 0));
+}
+
+/// S-03, S-04: what cannot be used is closed, and everything else goes on being followed.
+#[tokio::test]
+async fn a_damaged_record_closes_itself_and_nothing_else() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let other = AuthServer::start(world.clock.clone(), NEW).await;
+    world.store.create(&integration_at("other", &other, GrantType::ClientCredentials)).await.unwrap().unwrap();
+    let mut open = Vec::new();
+    for (id, integration) in [("damaged", "i"), ("untrusted", "other")] {
+        let now = world.clock.now();
+        let connection = connection_under(id, integration, Some(grant(now, LIFE, LIFE)), now);
+        world.store.create(&connection).await.unwrap().unwrap();
+        world.engine.acquire(&connection.id).await.unwrap();
+        open.push(connection.id);
+    }
+    world.backend.corrupt(&RecordKey::new(Kind::Connection, "damaged")).await;
+    let away = world.store.update::<Integration, ()>("other", |integration| {
+        integration.ca_file = Some("/nonexistent/ca.pem".to_owned());
+        Ok(())
+    });
+    away.await.unwrap().unwrap();
+    world.freeze().await;
+    let changed =
+        keys(&[(Kind::Connection, "damaged"), (Kind::Integration, "other"), (Kind::Connection, "c")]);
+    world.engine.apply(&changed).await.unwrap();
+    assert_eq!(world.closed(), Some(LendError::Frozen));
+    for id in &open {
+        assert!(world.engine.peek(id).is_none());
+        assert!(is_unavailable(&world.engine.acquire(id).await.unwrap_err()));
+    }
+    world.engine.apply_all().await.unwrap();
+}
+
+// --- the only connection --------------------------------------------------------------------------------------------
+
+/// An answer that was read before a change is not kept after it.
+#[tokio::test]
+async fn the_only_connection_is_the_only_one() {
+    let world = Arc::new(World::fresh(NEW).await);
+    let other = world.clone();
+    world.backend.on(Point::AfterList(Kind::Connection), 0, async move || {
+        let second = connection_under("d", "i", None, other.clock.now());
+        other.store.create(&second).await.unwrap().unwrap();
+        other.apply(Kind::Connection, "d").await;
+    });
+    world.engine.sole_connection().await;
+    assert_eq!(world.engine.sole_connection().await, None);
+    let revision = world.store.load::<Connection>("d").await.unwrap().unwrap().revision;
+    world.store.delete::<Connection>("d", revision).await.unwrap();
+    assert_eq!(world.engine.sole_connection().await, None); // kept, until the change is told
+    world.engine.apply_all().await.unwrap(); // nothing is held: told all the same
+    assert_eq!(world.engine.sole_connection().await, Some(c()));
+}

@@ -1,0 +1,63 @@
+//! `bearerd demo`, as a newcomer meets it.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bearerd_tests::{bearerd_binary, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The printed curl line works as it stands, and Ctrl-C leaves nothing behind.
+#[test]
+fn the_printed_curl_line_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let mut demo = Command::new(bearerd_binary())
+        .arg("demo")
+        .env("TMPDIR", folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut printed = BufReader::new(demo.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let curl = printed.find(|line| line.trim_start().starts_with("curl "));
+    let usable = begun.elapsed();
+    let end = |demo: &mut std::process::Child| {
+        drop(demo.kill());
+        drop(demo.wait());
+    };
+    let Some(curl) = curl else {
+        end(&mut demo);
+        panic!("bearerd demo printed no curl line");
+    };
+    let call = format!("{} --max-time 20 -w '\\n%{{http_code}}'", curl.trim());
+    let answer = Command::new("sh").args(["-c", &call]).output().unwrap();
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
+    let status = (0..400).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(25));
+        demo.try_wait().unwrap()
+    });
+    end(&mut demo);
+
+    println!("from a finished build to a usable demo: {:.2} s (issue 2: under 2 s)", usable.as_secs_f64());
+    let (body, code) = answer.rsplit_once('\n').unwrap();
+    assert_eq!(code, "200", "{body}");
+    let records: serde_json::Value = serde_json::from_str(body).unwrap();
+    let records = records["result"].as_array().unwrap();
+    assert_eq!(records.len(), 2, "{records:?}");
+    assert!(
+        records.iter().all(|record| record["number"].as_str().unwrap().starts_with("INC")),
+        "{records:?}"
+    );
+    assert!(usable < Duration::from_secs(30), "{usable:?}");
+    assert!(status.expect("Ctrl-C ends the demo").success(), "{status:?}");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "the demo leaves no files behind");
+    wait_until("the proxy door is closed", Duration::from_secs(5), || {
+        let gone = Command::new("sh").args(["-c", &call]).output().unwrap();
+        (!gone.status.success()).then_some(())
+    });
+}
