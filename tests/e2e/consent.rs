@@ -99,7 +99,7 @@ fn o21_o23_o33_failures_are_told_and_unexpected_users_wait() {
     deployment.sim().change_behaviour(|behaviour| behaviour.deny_returns = DenyReturns::Bare);
     arrive(&new_link());
     browser.sign_in("abel.tuter", "demo", "#deny");
-    browser.wait_for("This sign-in cannot be finished");
+    browser.wait_for("nothing was connected");
     assert_eq!(deployment.connection_state("hr-prod"), "pending");
 
     // Wrong client secret: the instance says only access_denied, the page says where to look.
@@ -194,7 +194,7 @@ fn o03_o06_o07_o10_o56_a_state_works_once() {
     // A repeated parameter is no answer, and burns it as well.
     let at_instance = browser.begin(&reauthorize());
     let callback = browser.approve(&at_instance);
-    assert_eq!(browser.get(&format!("{callback}&state=1")).status, 400);
+    assert_eq!(browser.get(&format!("{callback}&code=1")).status, 400);
     assert_eq!(browser.get(&callback).status, 400);
     // No cookie.
     let at_instance = browser.begin(&reauthorize());

@@ -25,17 +25,17 @@ fn a_terminated_daemon_goes_on_with_what_the_file_holds() {
 
 #[test]
 fn a_killed_daemon_goes_on_with_what_redis_holds() {
-    check("restart-redis-kill", End::Kill, Some(Redis::start()));
+    check("restart-redis-kill", End::Kill, Some(&Redis::start()));
 }
 
 #[test]
 fn a_terminated_daemon_goes_on_with_what_redis_holds() {
-    check("restart-redis-term", End::Terminate, Some(Redis::start()));
+    check("restart-redis-term", End::Terminate, Some(&Redis::start()));
 }
 
 /// Under rotation a process that is killed between the server's reply and the disk loses the new token; that window
 /// is measured elsewhere. So rotation is on where the process may end in order.
-fn check(name: &str, end: End, redis: Option<Redis>) {
+fn check(name: &str, end: End, redis: Option<&Redis>) {
     let behaviour = Behaviour {
         auto_approve: Some("abel.tuter".to_owned()),
         access_token_lifetime_s: 3,
@@ -43,14 +43,14 @@ fn check(name: &str, end: End, redis: Option<Redis>) {
         ..Behaviour::default()
     };
     let setup = Setup::new(name);
-    let setup = if let Some(redis) = &redis { setup.redis(redis) } else { setup };
+    let setup = if let Some(redis) = redis { setup.redis(redis) } else { setup };
     let mut deployment = Deployment::start(setup, behaviour);
     let key = deployment.connect();
     let generation_before = generation(&deployment);
     deployment.sim().reset_counters();
 
     let began = Instant::now();
-    let load = Load::start(deployment.incidents(&key), CALLS_PER_SECOND, Duration::from_secs(60));
+    let load = Load::start(deployment.incidents(&key), CALLS_PER_SECOND, Duration::from_mins(1));
     wait_for_calls(&deployment, 70);
     let ended_at = began.elapsed();
     match end {
@@ -83,7 +83,7 @@ fn check(name: &str, end: End, redis: Option<Redis>) {
 }
 
 fn wait_for_calls(deployment: &Deployment, calls: u64) {
-    wait_until("calls reach the instance", Duration::from_secs(60), || {
+    wait_until("calls reach the instance", Duration::from_mins(1), || {
         let counters = deployment.sim().counters();
         (counters.requests_to("table") >= calls).then_some(())
     });

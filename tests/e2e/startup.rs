@@ -61,7 +61,6 @@ fn settings_that_are_none() {
         ("[token]\nwait_max_s = 3\n", vec!["token.wait_max_s", "tokens.wait_max_s"]),
         ("[tokens]\nwait_max_s = 0\n", vec!["tokens.wait_max_s", "1"]),
         ("[tokens]\nwait_max_s = \"soon\"\n", vec!["wait_max_s"]),
-        ("[process]\nlog_format = \"xml\"\n", vec!["log_format", "json"]),
         ("this is not TOML\n", vec!["bearerd.toml", "TOML"]),
     ] {
         // In front of the sections that `init` wrote: a section of its own must not swallow them.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{By, ChromiumLikeCapabilities, DesiredCapabilities, LoggingPrefsLogLevel, WebDriver};
 
@@ -75,6 +75,10 @@ impl Browsers {
             chrome.add_arg(flag).unwrap();
         }
         chrome.add_arg(&format!("--window-size={width},900")).unwrap();
+        if width < WINDOW_WIDTH_MIN {
+            let phone = json!({"deviceMetrics": {"width": width, "height": 844, "pixelRatio": 2.0}});
+            chrome.add_experimental_option("mobileEmulation", phone).unwrap();
+        }
         chrome.add_arg(&format!("--user-data-dir={}", profile.path().display())).unwrap();
         chrome.set_logging_prefs("performance".to_owned(), LoggingPrefsLogLevel::All).unwrap();
         let session = block_on(WebDriver::new(&self.origin, chrome)).expect("chromium starts");
@@ -197,4 +201,6 @@ const FLAGS: [&str; 11] = [
     "--hide-scrollbars",
 ];
 
+/// A window is no narrower; a phone must be emulated.
+const WINDOW_WIDTH_MIN: u32 = 500;
 const PATIENCE: Duration = Duration::from_secs(20);

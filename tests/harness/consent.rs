@@ -19,20 +19,20 @@ impl WebClient {
 
     #[track_caller]
     pub fn get(&mut self, url: &str) -> Reply {
-        self.send(Method::GET, url)
+        self.send(&Method::GET, url)
     }
 
     /// Presses the button of the page at `url`: an empty form of the same origin.
     #[track_caller]
     pub fn press(&mut self, url: &str) -> Reply {
-        self.send(Method::POST, url)
+        self.send(&Method::POST, url)
     }
 
     #[track_caller]
-    fn send(&mut self, method: Method, url: &str) -> Reply {
+    fn send(&mut self, method: &Method, url: &str) -> Reply {
         let origin = Url::parse(url).unwrap().origin().ascii_serialization();
         let mut message = request(method.clone(), url);
-        if method == Method::POST {
+        if *method == Method::POST {
             message = message.header("origin", &origin).header("sec-fetch-site", "same-origin");
         }
         let held = self.cookies.iter().filter(|(at, _, _)| *at == origin);

@@ -123,6 +123,11 @@ impl Control {
         }
         let needs_consent = connection.grant.is_none();
         let revision = self.store.create(&connection).await?.ok_or(ActError::Exists)?;
+        // A change of the integration's client purges what it finds; what was on its way goes here (I-4).
+        if !self.has_same_client(&integration).await? {
+            self.store.delete::<Connection>(connection.id.as_str(), revision).await?;
+            return Err(ActError::Changed);
+        }
         self.in_force(Kind::Connection, connection.id.as_str()).await;
         let connect_link =
             if needs_consent { Some(self.issue_link(&connection.id, by).await?) } else { None };
@@ -362,12 +367,12 @@ impl Control {
                 .await
                 .map_err(|error| token_error(&error))?;
             let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
-            let same = grant.refresh_token.as_ref().is_none_or(|held| held.matches(token));
+            let rotated = grant.refresh_token.as_ref().is_some_and(|held| !held.matches(token));
             grant.refresh_token = grant.refresh_token.or_else(|| Some(token.clone()));
-            if same {
+            if !rotated {
                 grant.refresh_expires_at = refresh_expires_at;
             }
-            Ok::<Grant, ActError>(grant)
+            Ok::<(Grant, bool), ActError>((grant, rotated))
         };
         match (tokens.access_token, tokens.refresh_token) {
             (None, None) => {
@@ -377,11 +382,20 @@ impl Control {
                 ));
             }
             (None, Some(refresh_token)) => {
-                connection.grant = Some(spend(&refresh_token).await?);
+                let (grant, rotated) = spend(&refresh_token).await?;
+                connection.grant = Some(grant);
                 connection.lifecycle = Lifecycle::Active { since: now };
-                if let Err(error) = self.activate_after_test(connection, integration).await {
-                    warn!(connection.id = %connection.id, %error, "imported connection {} was not tested", connection.id);
-                    connection.lifecycle = Lifecycle::Active { since: now };
+                match self.activate_after_test(connection, integration).await {
+                    Ok(()) => {}
+                    // Not the one who was meant: never lent without a confirmation (O-23). Nothing is lost by
+                    // refusing, unless the operator's refresh token was rotated away by the call.
+                    Err(error @ ActError::Conflict { .. }) if !rotated => return Err(error),
+                    Err(ActError::Conflict { .. }) => {
+                        connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
+                    }
+                    Err(error) => {
+                        warn!(connection.id = %connection.id, %error, "imported connection {} was not tested", connection.id);
+                    }
                 }
             }
             (Some(access_token), refresh_token) => {
@@ -409,16 +423,17 @@ impl Control {
             .read_user(integration, &grant.access_token)
             .await
             .map_err(|error| user_error(&error))?;
-        if let Some(expected) = &connection.expected_user
-            && !is_user(&user, expected)
-        {
-            return Err(ActError::Conflict {
+        let other = connection.expected_user.as_deref().filter(|expected| !is_user(&user, expected)).map(
+            |expected| ActError::Conflict {
                 code: "other_user",
                 message: format!("the tokens act as {}, not as {expected:?}", user.user_name),
                 fix: "Correct expected_user, or the application user at the instance.".to_owned(),
-            });
-        }
+            },
+        );
         connection.user = Some(user);
+        if let Some(other) = other {
+            return Err(other);
+        }
         connection.lifecycle = Lifecycle::Active { since: self.clock.now() };
         Ok(())
     }

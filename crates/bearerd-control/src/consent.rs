@@ -279,7 +279,7 @@ impl Control {
             .ok_or_else(|| Failure::new("integration_gone", "The integration was deleted meanwhile.", RETRY))?
             .record;
         if integration.instance != flow.instance || integration.redirect_uri != flow.redirect_uri {
-            return Err(Failure::new("integration_changed", "The integration was changed meanwhile.", RETRY));
+            return Err(integration_changed());
         }
         let obtained = self
             .tokens
@@ -288,7 +288,7 @@ impl Control {
             .map_err(|error| exchange_failure(&error))?;
         let grant = grant_from(None, TokenCall::NewGrant, obtained, integration.refresh_token_lifetime);
         let user = self.who_consented(&integration, &grant).await?;
-        self.hold(flow, &grant, user).await
+        self.hold(flow, &integration, &grant, user).await
     }
 
     async fn who_consented(&self, integration: &Integration, grant: &Grant) -> Result<InstanceUser, Failure> {
@@ -313,6 +313,7 @@ impl Control {
     async fn hold(
         &self,
         flow: &ConsentFlow,
+        integration: &Integration,
         grant: &Grant,
         user: InstanceUser,
     ) -> Result<ConsentResult, Failure> {
@@ -328,14 +329,14 @@ impl Control {
                         RETRY,
                     ));
                 }
-                let expected =
-                    connection.expected_user.as_ref().is_some_and(|expected| is_user(&user, expected));
                 let same = connection.user.as_ref().is_some_and(|held| held.sys_id == user.sys_id);
                 let lends = matches!(connection.lifecycle, Lifecycle::Active { .. });
                 let was_trusted =
                     lends || matches!(connection.lifecycle, Lifecycle::ReauthorizationRequired { .. });
-                let trusted =
-                    expected || (was_trusted && same) || (!confirm && connection.expected_user.is_none());
+                let trusted = match &connection.expected_user {
+                    Some(expected) => is_user(&user, expected),
+                    None => (was_trusted && same) || (!confirm && (!lends || connection.user.is_none())),
+                };
                 if lends && !trusted {
                     return Err(other_user(connection, &user));
                 }
@@ -360,6 +361,11 @@ impl Control {
             Err(UpdateError::Declined(failure)) => return Err(failure),
             Err(_) => return Err(store_failure()),
         };
+        // A change of the client purges what it finds; what came in behind it is purged here (I-4).
+        if !self.has_same_client(integration).await.map_err(|_| store_failure())? {
+            let purged = self.purge(&connection, grant.granted_at).await;
+            return Err(purged.map_or_else(|_| store_failure(), |()| integration_changed()));
+        }
         self.in_force(Kind::Connection, connection.id.as_str()).await;
         let awaits_confirmation = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
         info!(
@@ -426,6 +432,10 @@ impl Failure {
     fn new(code: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { code, message: message.into(), fix: fix.into(), detail: None }
     }
+}
+
+fn integration_changed() -> Failure {
+    Failure::new("integration_changed", "The integration was changed meanwhile.", RETRY)
 }
 
 fn store_failure() -> Failure {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_model::{
     ClientSecret, Connection, DeathCause, Endpoints, GrantType, InstanceOrigin, Integration, IntegrationId,
-    Lifecycle, Profile, ProfileName, Provider, TokenEndpointAuth,
+    Lifecycle, Profile, ProfileName, Provider, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{Claim, Kind};
 use tracing::info;
@@ -43,7 +43,9 @@ const LIST_MAX: usize = 64;
 
 impl Control {
     /// Creates or changes an integration. Changing client id, secret or instance purges the tokens of its
-    /// connections and marks them `reauthorization_required`: refused unless `purge_tokens`, with their number.
+    /// connections and marks them `reauthorization_required`: refused unless `purge_tokens`, with their number. They
+    /// are purged before the change, so that no token of the old client meets the new instance (I-4); should the
+    /// change then fail, they stay purged.
     /// The same content again changes nothing. `expected`: only if it is at that revision.
     ///
     /// # Errors
@@ -56,6 +58,7 @@ impl Control {
         expected: Option<Revision>,
         purge_tokens: bool,
     ) -> Result<Written<Integration>, ActError> {
+        let _one_at_a_time = self.integration_acts.lock().await;
         let stored = self.store.load::<Integration>(id.as_str()).await?;
         if expected.is_some_and(|expected| stored.as_ref().map(|stored| stored.revision) != Some(expected)) {
             return Err(ActError::Changed);
@@ -73,10 +76,10 @@ impl Control {
             ));
         }
         self.tokens.check_trust(&next).map_err(|error| ActError::invalid("ca_file", error.to_string()))?;
-        let purged = match &old {
-            Some(old) if is_other_client(old, &next) => self.would_purge(&id, purge_tokens).await?,
-            _ => Vec::new(),
-        };
+        let other_client = old.as_ref().is_some_and(|old| is_other_client(old, &next));
+        if other_client && !purge_tokens {
+            self.refuse_purge(&id).await?;
+        }
         let client = client_claim(&next);
         if new_client {
             self.claim(
@@ -87,7 +90,11 @@ impl Control {
             )
             .await?;
         }
+        if other_client {
+            self.purge_under(&id).await?;
+        }
         let written = self.put(stored, next.clone(), expected, |old| is_same(old, &next)).await?;
+        self.keep_claims(&written, old.as_ref()).await?;
         if let Some(old) = &old {
             if old.redirect_uri != next.redirect_uri {
                 self.release(&redirect_claim(&old.redirect_uri), &id).await?;
@@ -96,8 +103,8 @@ impl Control {
                 self.release(&client_claim(old), &id).await?;
             }
         }
-        for connection in purged {
-            self.purge(&connection).await?;
+        if other_client {
+            self.purge_under(&id).await?; // what a refresh or a consent under way brought in between
         }
         Ok(written)
     }
@@ -125,6 +132,7 @@ impl Control {
         id: &IntegrationId,
         expected: Option<Revision>,
     ) -> Result<(), ActError> {
+        let _one_at_a_time = self.integration_acts.lock().await;
         let stored = self.integration(id).await?;
         let under_it = self.connections_under(id).await?;
         if let Some(first) = under_it.first() {
@@ -252,17 +260,46 @@ impl Control {
         if held.record.owner == *owner {
             return Ok(());
         }
-        let owner_lives = match self.store.load::<Integration>(held.record.owner.as_str()).await? {
-            Some(other) => {
-                let other = other.record;
-                redirect_claim(&other.redirect_uri) == what || client_claim(&other) == what
-            }
-            None => false,
-        };
-        if owner_lives {
+        if self.holds_claim(&held.record.owner, what).await? {
             return Err(taken());
         }
-        self.store.replace(held.revision, &claim).await?.map(|_| ()).ok_or(ActError::Changed)
+        let revision = self.store.replace(held.revision, &claim).await?.ok_or(ActError::Changed)?;
+        // Its owner may have come to be in another process meanwhile: then it stays the owner's.
+        if self.holds_claim(&held.record.owner, what).await? {
+            self.store.replace(revision, &held.record).await?;
+            return Err(taken());
+        }
+        Ok(())
+    }
+
+    async fn holds_claim(&self, owner: &IntegrationId, what: &str) -> Result<bool, ActError> {
+        let owner = self.store.load::<Integration>(owner.as_str()).await?;
+        Ok(owner.is_some_and(|Versioned { record, .. }| {
+            redirect_claim(&record.redirect_uri) == what || client_claim(&record) == what
+        }))
+    }
+
+    /// Takes the record back if another process took a claim over before the record was there to show that its owner
+    /// lives.
+    async fn keep_claims(
+        &self,
+        written: &Written<Integration>,
+        old: Option<&Integration>,
+    ) -> Result<(), ActError> {
+        let Versioned { revision, record } = &written.versioned;
+        for what in [redirect_claim(&record.redirect_uri), client_claim(record)] {
+            let held = self.store.load::<Claim>(&self.hashes.claim.hex(what.as_bytes())).await?;
+            if held.is_some_and(|held| held.record.owner == record.id) {
+                continue;
+            }
+            match old {
+                None => drop(self.store.delete::<Integration>(record.id.as_str(), *revision).await?),
+                Some(old) => drop(self.store.replace(*revision, old).await?),
+            }
+            self.in_force(Kind::Integration, record.id.as_str()).await;
+            return Err(ActError::Changed);
+        }
+        Ok(())
     }
 
     async fn release(&self, what: &str, owner: &IntegrationId) -> Result<(), ActError> {
@@ -280,41 +317,77 @@ impl Control {
         Ok(all.into_iter().filter(|connection| connection.integration == *id).collect())
     }
 
-    /// The connections whose tokens a change of client would end.
-    async fn would_purge(&self, id: &IntegrationId, agreed: bool) -> Result<Vec<Connection>, ActError> {
-        let mut held = self.connections_under(id).await?;
-        held.retain(|connection| connection.grant.is_some());
-        if held.is_empty() || agreed {
-            return Ok(held);
+    /// # Errors
+    /// `Conflict` with the number of connections whose tokens a change of client would end, if there are any.
+    async fn refuse_purge(&self, id: &IntegrationId) -> Result<(), ActError> {
+        let held = self.connections_under(id).await?.iter().filter(|held| held.grant.is_some()).count();
+        if held == 0 {
+            return Ok(());
         }
         Err(ActError::Conflict {
             code: "would_purge_connections",
             message: format!(
-                "another instance, client id or client secret ends the tokens of {} connection(s)",
-                held.len()
+                "another instance, client id or client secret ends the tokens of {held} connection(s)"
             ),
             fix: "Repeat with purge_tokens=true; each of them needs a new consent afterwards.".to_owned(),
         })
     }
 
-    async fn purge(&self, connection: &Connection) -> Result<(), ActError> {
+    /// Purges every grant under the integration that was given until now.
+    async fn purge_under(&self, id: &IntegrationId) -> Result<(), ActError> {
+        let now = self.clock.now();
+        for connection in self.connections_under(id).await? {
+            if connection.grant.as_ref().is_some_and(|grant| grant.granted_at <= now) {
+                self.purge(&connection, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the connection's grant if it was given at `until` or earlier.
+    pub(crate) async fn purge(&self, connection: &Connection, until: UnixTime) -> Result<(), ActError> {
         let now = self.clock.now();
         let integration = self.integration(&connection.integration).await?.record;
         let by_client = integration
             .profiles
             .get(&connection.profile)
             .is_some_and(|profile| profile.grant_type == GrantType::ClientCredentials);
-        self.alter::<Connection>("connection", connection.id.as_str(), None, |connection| {
-            connection.grant = None;
-            if !by_client {
-                let cause = DeathCause::IntegrationChanged;
-                connection.lifecycle = Lifecycle::ReauthorizationRequired { since: now, cause };
+        let purged = self
+            .alter::<Connection>("connection", connection.id.as_str(), None, |connection| {
+                if connection.grant.as_ref().is_some_and(|grant| grant.granted_at > until) {
+                    return Ok(());
+                }
+                connection.grant = None;
+                connection.lifecycle = match &connection.lifecycle {
+                    _ if by_client => Lifecycle::Active { since: now },
+                    // Nobody has vouched for this user: the next consent waits for a confirmation too (O-21).
+                    Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. } => {
+                        Lifecycle::AwaitingConsent { since: now }
+                    }
+                    Lifecycle::Active { .. } | Lifecycle::ReauthorizationRequired { .. } => {
+                        Lifecycle::ReauthorizationRequired {
+                            since: now,
+                            cause: DeathCause::IntegrationChanged,
+                        }
+                    }
+                };
+                Ok(())
+            })
+            .await;
+        match purged {
+            Ok(_) => {
+                info!(connection.id = %connection.id, "tokens of connection {} purged: its integration changed", connection.id);
+                Ok(())
             }
-            Ok(())
-        })
-        .await?;
-        info!(connection.id = %connection.id, "tokens of connection {} purged: its integration changed", connection.id);
-        Ok(())
+            Err(ActError::NotFound { .. }) => Ok(()), // deleted meanwhile
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the integration still is the client that it was when it was read.
+    pub(crate) async fn has_same_client(&self, read: &Integration) -> Result<bool, ActError> {
+        let now = self.store.load::<Integration>(read.id.as_str()).await?;
+        Ok(now.is_some_and(|now| !is_other_client(read, &now.record)))
     }
 }
 

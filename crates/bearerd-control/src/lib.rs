@@ -19,6 +19,7 @@ use bearerd_model::Clock;
 use bearerd_policy::{SharedSnapshot, Snapshot};
 use bearerd_store::Store;
 use bearerd_tokens::TokenEngine;
+use tokio::sync::Mutex;
 
 pub use connections::{
     ConnectionChange, ConnectionSpec, CreatedConnection, ImportedTokens, IssuedLink, TestReport,
@@ -61,6 +62,8 @@ pub struct Control {
     instances: Arc<InstanceRules>,
     hashes: Arc<Hashes>,
     spread: Arc<Spread>,
+    /// Acts on integrations read several records to decide: in this process, one at a time.
+    integration_acts: Arc<Mutex<()>>,
 }
 
 /// Keyed hashes, one per purpose.
@@ -102,6 +105,7 @@ impl Control {
             instances: Arc::new(instances),
             hashes: Arc::new(hashes),
             spread: Arc::default(),
+            integration_acts: Arc::default(),
         }
     }
 

@@ -9,7 +9,10 @@ use std::{
 use bearerd_model::{CallerKey, Integration, Policy};
 use bearerd_policy::Snapshot;
 use bearerd_store::{ChangeCounter, Changes, Kind, Record, StoreError};
-use tokio::{sync::Mutex, time::MissedTickBehavior};
+use tokio::{
+    sync::Mutex,
+    time::{Interval, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -65,21 +68,22 @@ impl Control {
         Ok(())
     }
 
-    /// Follows the store until `closing` fires: changes every 250 ms, tidying every minute.
+    /// Follows the store until `closing` fires: changes every 250 ms, tidying every minute. Side by side: tidying
+    /// writes a record for each key in use, and a revocation does not wait for that.
     pub async fn run(&self, closing: CancellationToken) {
-        let mut follow = tokio::time::interval(FOLLOW_EVERY);
-        let mut tidy = tokio::time::interval(TIDY_EVERY);
-        follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = closing.cancelled() => break,
-                _ = follow.tick() => {
-                    let _ = self.follow().await; // logged where it changes
-                }
-                _ = tidy.tick() => self.tidy().await,
+        let following = async {
+            let mut ticks = every(FOLLOW_EVERY);
+            while next(&mut ticks, &closing).await {
+                let _ = self.follow().await; // logged where it changes
             }
-        }
+        };
+        let tidying = async {
+            let mut ticks = every(TIDY_EVERY);
+            while next(&mut ticks, &closing).await {
+                self.tidy().await;
+            }
+        };
+        tokio::join!(following, tidying);
         self.write_last_uses().await;
     }
 
@@ -183,5 +187,21 @@ impl Control {
                 return;
             }
         }
+    }
+}
+
+/// At once, and then once a `period`.
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Waits for the next tick. `false`: `closing` has fired.
+async fn next(ticks: &mut Interval, closing: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = closing.cancelled() => false,
+        _ = ticks.tick() => true,
     }
 }

@@ -1,10 +1,10 @@
 //! Door 1: callers. A service calls with its own key; bearerd checks its policy, injects a fresh access token and
 //! streams the answer back.
 //!
-//! The life of a call, in [`call`]: [`wire`] and [`head`] refuse what is no clean HTTP request → [`route`] parses the
-//! path → [`credentials`] finds the key → [`admit`] decides, from snapshots in memory, and names the token →
-//! [`upstream_head`] rebuilds the request → [`pool`] has a connection → [`body`] streams → [`answer_head`] scrubs what
-//! comes back. [`error`] is what bearerd itself answers.
+//! The life of a call, in `call`: `wire` and `head` refuse what is no clean HTTP request → `route` parses the
+//! path → `credentials` finds the key → `admit` decides, from snapshots in memory, and names the token →
+//! `upstream_head` rebuilds the request → `pool` has a connection → `body` streams → `answer_head` scrubs what
+//! comes back. `error` is what bearerd itself answers.
 //!
 //! Deliberately absent: a store, a token endpoint, another door, a cookie jar, a follower of redirects, a retry other
 //! than the one after a 401, and locks on the way of a call.

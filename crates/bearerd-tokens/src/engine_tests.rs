@@ -15,7 +15,7 @@ use bearerd_store::Backend;
 use super::*;
 use crate::{
     Standing,
-    testing::{Answer, AuthServer, FrailBackend, Habit, Point, RunningClock, eventually},
+    testing::{Answer, AuthServer, FrailBackend, Habit, After, RunningClock, eventually},
 };
 
 const LIFE: Duration = Duration::from_mins(30);
@@ -441,9 +441,9 @@ async fn an_active_connection_without_a_grant_asks_for_a_consent() {
 #[tokio::test]
 async fn client_credentials_without_a_grant_obtain_one() {
     let world = World::new(NEW, None).await;
-    world.server.next(Answer::token("at-2", Some("nobody-asked"), 1_800));
-    assert_eq!(bearer(&world.acquire().await.unwrap()), "at-2");
-    assert_eq!(world.stored_tokens().await, (1, "at-2".into(), "none".into()));
+    world.server.next(Answer::token("first", Some("nobody-asked"), 1_800));
+    assert_eq!(bearer(&world.acquire().await.unwrap()), "first");
+    assert_eq!(world.stored_tokens().await, (1, "first".into(), "none".into()));
     assert_eq!(world.server.calls()[0]["grant_type"], "client_credentials");
     world.clock.leap(LIFE);
     assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
@@ -602,7 +602,7 @@ async fn a_write_that_landed_unconfirmed_is_no_obstacle_to_the_next() {
     world.load().await;
     world.backend.unconfirmed.store(1, SeqCst);
     let backend = world.backend.clone();
-    world.backend.on(Point::AfterReplace(Kind::Connection), 0, async move || {
+    world.backend.on(After::Replace(Kind::Connection), 0, async move || {
         backend.down.store(true, SeqCst);
     });
     assert_eq!(bearer(&world.acquire().await.unwrap()), "at-2");
@@ -766,7 +766,7 @@ async fn a_change_right_after_a_commit_is_not_lost() {
     let world = Arc::new(World::expired(NEW).await);
     world.load().await;
     let other = world.clone();
-    world.backend.on(Point::AfterReplace(Kind::Connection), 0, async move || {
+    world.backend.on(After::Replace(Kind::Connection), 0, async move || {
         other.freeze().await;
         let applying = tokio::spawn({
             let other = other.clone();
@@ -788,7 +788,7 @@ async fn a_change_during_the_load_is_seen() {
     for skip in 0..2 {
         let world = Arc::new(World::fresh(NEW).await);
         let other = world.clone();
-        world.backend.on(Point::AfterLoad(Kind::Connection), skip, async move || {
+        world.backend.on(After::Load(Kind::Connection), skip, async move || {
             other.freeze().await;
             other.apply(Kind::Connection, "c").await; // not held yet: in vain
             let renamed = other.store.update::<Integration, ()>("i", |integration| {
@@ -890,7 +890,7 @@ async fn a_damaged_record_closes_itself_and_nothing_else() {
 async fn the_only_connection_is_the_only_one() {
     let world = Arc::new(World::fresh(NEW).await);
     let other = world.clone();
-    world.backend.on(Point::AfterList(Kind::Connection), 0, async move || {
+    world.backend.on(After::List(Kind::Connection), 0, async move || {
         let second = connection_under("d", "i", None, other.clock.now());
         other.store.create(&second).await.unwrap().unwrap();
         other.apply(Kind::Connection, "d").await;

@@ -115,7 +115,7 @@ pub(crate) struct AuthServer {
 
 struct ServerState {
     clock: Arc<dyn Clock>,
-    habit: Mutex<Habit>,
+    habit: Habit,
     script: Mutex<VecDeque<Answer>>,
     calls: Mutex<Vec<HashMap<String, String>>>,
     /// While false, calls are taken and not answered.
@@ -138,7 +138,7 @@ impl AuthServer {
         let issued = Issued { number: 1, refresh_number: 1, ends: HashMap::new() };
         let shared = Arc::new(ServerState {
             clock,
-            habit: Mutex::new(habit),
+            habit,
             script: Mutex::default(),
             calls: Mutex::default(),
             answers: watch::Sender::new(true),
@@ -157,10 +157,6 @@ impl AuthServer {
 
     pub(crate) fn next(&self, answer: Answer) {
         lock(&self.shared.script).push_back(answer);
-    }
-
-    pub(crate) fn habit(&self, habit: Habit) {
-        *lock(&self.shared.habit) = habit;
     }
 
     /// Holds answers back, or lets them go.
@@ -208,7 +204,7 @@ async fn answer(
 impl ServerState {
     fn by_habit(&self, form: &HashMap<String, String>) -> Answer {
         let now = self.clock.now();
-        let habit = *lock(&self.habit);
+        let habit = self.habit;
         let mut issued = lock(&self.issued);
         let sent = form.get("refresh_token").map(String::as_str);
         if let Habit::Rotating(_) = habit {
@@ -238,12 +234,12 @@ impl ServerState {
 
 // --- store ------------------------------------------------------------------------------------------------------
 
-/// Where a hook is called.
+/// After which command a hook is called, with the command's outcome still under way to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Point {
-    AfterLoad(Kind),
-    AfterReplace(Kind),
-    AfterList(Kind),
+pub(crate) enum After {
+    Load(Kind),
+    Replace(Kind),
+    List(Kind),
 }
 
 type Hook = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
@@ -262,7 +258,7 @@ pub(crate) struct FrailBackend {
     pub(crate) panics: AtomicUsize,
     pub(crate) loads: AtomicUsize,
     /// With how many passes of the point to let go by first.
-    hooks: Mutex<Vec<(Point, usize, Hook)>>,
+    hooks: Mutex<Vec<(After, usize, Hook)>>,
 }
 
 impl fmt::Debug for FrailBackend {
@@ -275,7 +271,7 @@ impl FrailBackend {
     /// Calls `hook` the next time but `skip` that a store command reaches `point`.
     pub(crate) fn on<F: Future<Output = ()> + Send + 'static>(
         &self,
-        point: Point,
+        point: After,
         skip: usize,
         hook: impl FnOnce() -> F + Send + 'static,
     ) {
@@ -288,7 +284,7 @@ impl FrailBackend {
         self.inner.replace(key, revision, Sealed::from_bytes(vec![7; 64])).await.unwrap().unwrap();
     }
 
-    async fn reached(&self, point: Point) {
+    async fn reached(&self, point: After) {
         let due = {
             let mut hooks = lock(&self.hooks);
             let at = hooks.iter_mut().position(|(wanted, skip, _)| {
@@ -330,7 +326,7 @@ impl Backend for FrailBackend {
         self.loads.fetch_add(1, SeqCst);
         assert!(!take_one(&self.panics), "a load panics, as the test wants it");
         let loaded = self.inner.load(key).await?;
-        self.reached(Point::AfterLoad(key.kind)).await;
+        self.reached(After::Load(key.kind)).await;
         Ok(loaded.map(|(revision, sealed)| (disordered(revision), sealed)))
     }
 
@@ -352,7 +348,7 @@ impl Backend for FrailBackend {
     ) -> Result<Option<Revision>, StoreError> {
         self.check(true)?;
         let replaced = self.inner.replace(key, disordered(expected), next).await?;
-        self.reached(Point::AfterReplace(key.kind)).await;
+        self.reached(After::Replace(key.kind)).await;
         if take_one(&self.unconfirmed) {
             return Err(StoreError::OutcomeUnknown("no reply".to_owned()));
         }
@@ -377,7 +373,7 @@ impl Backend for FrailBackend {
     ) -> Result<Vec<StoredRecord>, StoreError> {
         self.check(false)?;
         let mut page = self.inner.list(kind, after, limit).await?;
-        self.reached(Point::AfterList(kind)).await;
+        self.reached(After::List(kind)).await;
         for record in &mut page {
             record.revision = disordered(record.revision);
         }

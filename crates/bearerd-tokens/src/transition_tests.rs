@@ -133,7 +133,7 @@ fn the_same_access_token_is_the_same_generation() {
         ("what is left, rounded down", at(1_600), 199, LIFE),
         ("a second more than is left", at(1_600), 201, LIFE),
         ("renewed", at(1_600), 1_800, LIFE),
-        ("renewed to another life", at(1_600), 900, Duration::from_secs(900)),
+        ("renewed to another life", at(1_600), 900, Duration::from_mins(15)),
         ("nothing left", at(1_799), 0, LIFE),
     ] {
         let next = refreshed(&first, obtained("at-1", expires_in, Some("rt-1"), sent_at));

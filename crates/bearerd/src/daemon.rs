@@ -36,7 +36,6 @@ pub(crate) struct Bound {
 /// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) addresses: Addresses,
-    control: Arc<Control>,
     tokens: Arc<TokenEngine>,
     proxy: ProxyDoor,
     connect: ConnectDoor,
@@ -87,13 +86,11 @@ impl Daemon {
     /// One line with the remedy. The store is written only once its key is proved.
     pub(crate) async fn start(settings: &Settings, bound: Bound) -> Result<Self> {
         let ring = Arc::new(settings.key_ring()?);
-        let admin_keys = match &settings.admin.bootstrap_key {
-            Some(key) => AdminKeys::parse(key).context("admin.bootstrap_key")?,
-            None => {
-                warn!("admin.bootstrap_key is not set: nobody can use the admin API; `bearerd init` makes one");
-                AdminKeys::default()
-            }
-        };
+        let admin_keys = settings.admin.bootstrap_key.as_deref().map(AdminKeys::parse).transpose();
+        let admin_keys = admin_keys.context("admin.bootstrap_key")?.unwrap_or_else(|| {
+            warn!("admin.bootstrap_key is not set: nobody can use the admin API; `bearerd init` makes one");
+            AdminKeys::default()
+        });
         let connector = Connector::new(&settings.egress).context("egress")?;
         let backend = open_backend(settings).await?;
         let store = Store::open(backend, ring).await.map_err(store_error)?;
@@ -135,7 +132,6 @@ impl Daemon {
             ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
         Ok(Self {
             addresses,
-            control,
             tokens,
             proxy,
             connect,
@@ -146,10 +142,6 @@ impl Daemon {
             closing,
             drain: settings.drain(),
         })
-    }
-
-    pub(crate) fn control(&self) -> &Arc<Control> {
-        &self.control
     }
 
     /// Serves until SIGTERM or SIGINT; SIGHUP reads the certificates again.

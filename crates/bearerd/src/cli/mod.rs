@@ -20,8 +20,6 @@ use crate::{
 #[command(name = "bearerd", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Start here:\n  bearerd demo                    everything at once, against a simulated ServiceNow\n  bearerd init --dir ./bearerd    a key file, an admin key and settings of your own\n  bearerd serve --config ./bearerd/bearerd.toml")]
 struct Cli {
-    #[command(flatten)]
-    client: client::ClientOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,7 +42,7 @@ enum Command {
     #[command(after_help = "Example:\n  bearerd openapi > openapi.json")]
     Openapi,
     #[command(flatten)]
-    Client(client::ClientCommand),
+    Client(Box<client::ClientCommand>),
 }
 
 #[derive(Debug, Args)]
@@ -63,8 +61,7 @@ struct ServeArgs {
 
 /// Parses the command line and does what it says.
 pub(crate) fn run() -> ExitCode {
-    let Cli { client, command } = Cli::parse();
-    let result = match command {
+    let result = match Cli::parse().command {
         #[cfg(feature = "demo")]
         Command::Demo(args) => block_on(crate::demo::demo(args)),
         #[cfg(feature = "demo")]
@@ -72,7 +69,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Init(args) => init_files(&args),
         Command::Serve(args) => serve(&args),
         Command::Openapi => print_line(&bearerd_admin::openapi_json()),
-        Command::Client(command) => return run_client(command, client),
+        Command::Client(command) => return run_client(*command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,8 +80,8 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn run_client(command: client::ClientCommand, options: client::ClientOptions) -> ExitCode {
-    let done = runtime().map(|runtime| runtime.block_on(client::run(command, options)));
+fn run_client(command: client::ClientCommand) -> ExitCode {
+    let done = runtime().map(|runtime| runtime.block_on(client::run(command)));
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

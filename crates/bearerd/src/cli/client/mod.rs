@@ -34,17 +34,26 @@ pub(crate) use output::{OutputFormat, Report};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClientCommand {
     /// OAuth clients as registered at ServiceNow instances
-    #[command(subcommand, after_help = EXIT_CODES)]
-    Integration(IntegrationCommand),
+    #[command(after_help = EXIT_CODES)]
+    Integration(OverAdminApi<IntegrationCommand>),
     /// Grants held under an integration: one service account or one person each
-    #[command(subcommand, after_help = EXIT_CODES)]
-    Connection(ConnectionCommand),
+    #[command(after_help = EXIT_CODES)]
+    Connection(OverAdminApi<ConnectionCommand>),
     /// API keys of the internal services that call through bearerd
-    #[command(subcommand, after_help = EXIT_CODES)]
-    Key(KeyCommand),
+    #[command(after_help = EXIT_CODES)]
+    Key(OverAdminApi<KeyCommand>),
     /// What a caller may do with which connections
-    #[command(subcommand, after_help = EXIT_CODES)]
-    Policy(PolicyCommand),
+    #[command(after_help = EXIT_CODES)]
+    Policy(OverAdminApi<PolicyCommand>),
+}
+
+/// A command, and where it is sent.
+#[derive(Debug, Args)]
+pub(crate) struct OverAdminApi<C: Subcommand> {
+    #[command(flatten)]
+    options: ClientOptions,
+    #[command(subcommand)]
+    command: C,
 }
 
 /// Where the admin API is, and how to show what it says.
@@ -75,19 +84,30 @@ pub(crate) struct AdminKey(pub(crate) Option<SecretText>);
 ///
 /// # Errors
 /// [`CliError`], to be printed by [`CliError::print`]; its exit codes are stable.
-pub(crate) async fn run(command: ClientCommand, options: ClientOptions) -> Result<(), CliError> {
-    let format = output::chosen(options.output);
-    let api = AdminApi::from_options(&options)?;
-    perform(command, &api).await?.print(format)
+pub(crate) async fn run(command: ClientCommand) -> Result<(), CliError> {
+    let format = output::chosen(command.options().output);
+    perform(command).await?.print(format)
 }
 
-async fn perform(command: ClientCommand, api: &AdminApi) -> Result<Report, CliError> {
+async fn perform(command: ClientCommand) -> Result<Report, CliError> {
     let now = Timestamp::now();
+    let api = AdminApi::from_options(command.options())?;
     match command {
-        ClientCommand::Integration(command) => integration::perform(command, api, now).await,
-        ClientCommand::Connection(command) => connection::perform(command, api, now).await,
-        ClientCommand::Key(command) => key::perform(command, api, now).await,
-        ClientCommand::Policy(command) => policy::perform(command, api, now).await,
+        ClientCommand::Integration(over) => integration::perform(over.command, &api, now).await,
+        ClientCommand::Connection(over) => connection::perform(over.command, &api, now).await,
+        ClientCommand::Key(over) => key::perform(over.command, &api, now).await,
+        ClientCommand::Policy(over) => policy::perform(over.command, &api, now).await,
+    }
+}
+
+impl ClientCommand {
+    fn options(&self) -> &ClientOptions {
+        match self {
+            Self::Integration(over) => &over.options,
+            Self::Connection(over) => &over.options,
+            Self::Key(over) => &over.options,
+            Self::Policy(over) => &over.options,
+        }
     }
 }
 

@@ -20,8 +20,6 @@ use super::{error::Exit, input, output, *};
 #[derive(Debug, Parser)]
 #[command(name = "bearerd")]
 struct Cli {
-    #[command(flatten)]
-    options: ClientOptions,
     #[command(subcommand)]
     command: ClientCommand,
 }
@@ -85,8 +83,8 @@ impl Daemon {
         let url = format!("http://{}", self.address);
         let key_file = format!("{folder}/admin-key");
         words.extend(["--admin-url", &url, "--admin-key-file", &key_file].map(str::to_owned));
-        let Cli { options, command } = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-        let report = perform(command, &AdminApi::from_options(&options)?).await;
+        let Cli { command } = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+        let report = perform(command).await;
         let said = format!("{report:?}");
         assert!(!said.contains("canary") && !said.contains(self.key.expose()), "{said}");
         report
@@ -220,7 +218,8 @@ async fn what_goes_wrong_has_a_code_a_fix_and_an_exit_code() {
 
 #[tokio::test]
 async fn without_a_key_nothing_is_asked() {
-    let mut options = Cli::try_parse_from(["bearerd", "key", "list"]).unwrap().options;
+    let Cli { command } = Cli::try_parse_from(["bearerd", "key", "list"]).unwrap();
+    let ClientCommand::Key(OverAdminApi { mut options, .. }) = command else { panic!("{command:?}") };
     (options.admin_key, options.admin_key_file) = (AdminKey(None), None);
     let error = AdminApi::from_options(&options).unwrap_err();
     assert_eq!(error.code_and_exit(), ("admin_key_missing", Exit::Refused));
