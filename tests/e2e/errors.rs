@@ -93,6 +93,35 @@ fn what_no_policy_opens() {
     });
 }
 
+/// Requests that no policy is asked about.
+#[test]
+fn requests_that_are_not_for_us() {
+    let setup = Setup::new("errors-requests").set("proxy.hosts", "bearerd.example,other.example:8443");
+    let behaviour = Behaviour { auto_approve: Some("abel.tuter".to_owned()), ..Behaviour::default() };
+    let deployment = Deployment::start(setup, behaviour);
+    let key = deployment.connect();
+    let at = |host: &str, method: Method, path: &str| {
+        deployment.daemon.call(method, path, &key).header("host", host)
+    };
+    for host in ["bearerd.example", "other.example:8443"] {
+        assert_eq!(at(host, Method::GET, INCIDENT).send().status, 200, "{host}");
+    }
+    let ours = "bearerd.example";
+    check(&at("evil.example", Method::GET, INCIDENT), 421, "misdirected", false);
+    check(&at(ours, Method::OPTIONS, INCIDENT), 405, "method_refused", false);
+    for path in
+        ["/api/now/table/incident%2f..", "/api/now//table/incident", "/v1/connections", "/metrics", "/"]
+    {
+        check(&at(ours, Method::GET, path), 400, "path_refused", false);
+    }
+    let long = format!("{INCIDENT}&sysparm_query={}", "a".repeat(9_000));
+    check(&at(ours, Method::GET, &long), 414, "target_too_long", false);
+    let large = at(ours, Method::GET, INCIDENT).header("x-large", &"a".repeat(66_000));
+    check(&large, 431, "headers_too_large", false);
+    let unexpected = at(ours, Method::POST, INCIDENT).header("expect", "200-ok");
+    check(&unexpected, 417, "expectation_refused", false);
+}
+
 /// The instance refused the newest refresh token: a person must consent again, and the caller is told so with a
 /// status that makes no client log in again.
 #[test]

@@ -1,6 +1,12 @@
 //! What an operator did wrong before the start: one clear line with the remedy, a non-zero exit, and nothing written.
 
-use std::{collections::BTreeMap, fs, net::TcpListener, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    hash::{DefaultHasher, Hasher},
+    net::TcpListener,
+    path::Path,
+};
 
 use bearerd_tests::{Cli, Deployment, Redis, Setup, free_port, loopback};
 use servicenow_sim::Behaviour;
@@ -55,25 +61,26 @@ fn settings_that_are_none() {
     let setup = Setup::new("startup-settings");
     let file = setup.settings_file();
     let text = fs::read_to_string(&file).unwrap();
-    for (added, expected) in [
-        ("[proxy]\nlissten = \"127.0.0.1:1\"\n", vec!["proxy.lissten", "proxy.listen", "bearerd.toml"]),
-        ("[tokens]\nwait_max = 3\n", vec!["tokens.wait_max", "tokens.wait_max_s"]),
-        ("[token]\nwait_max_s = 3\n", vec!["token.wait_max_s", "tokens.wait_max_s"]),
-        ("[tokens]\nwait_max_s = 0\n", vec!["tokens.wait_max_s", "1"]),
-        ("[tokens]\nwait_max_s = \"soon\"\n", vec!["wait_max_s"]),
-        ("this is not TOML\n", vec!["bearerd.toml", "TOML"]),
-    ] {
+    let cases: [(&str, &[&str]); 6] = [
+        ("[proxy]\nlissten = \"127.0.0.1:1\"\n", &["proxy.lissten", "proxy.listen", "bearerd.toml"]),
+        ("[tokens]\nwait_max = 3\n", &["tokens.wait_max", "tokens.wait_max_s"]),
+        ("[token]\nwait_max_s = 3\n", &["token.wait_max_s", "tokens.wait_max_s"]),
+        ("[tokens]\nwait_max_s = 0\n", &["tokens.wait_max_s", "1"]),
+        ("[tokens]\nwait_max_s = \"soon\"\n", &["wait_max_s"]),
+        ("this is not TOML\n", &["bearerd.toml", "TOML"]),
+    ];
+    for (added, expected) in cases {
         // In front of the sections that `init` wrote: a section of its own must not swallow them.
         let section = added.starts_with('[');
         let whole = if section { format!("{text}\n{added}") } else { format!("{added}{text}") };
         fs::write(&file, whole).unwrap();
-        refuses(&setup, &expected);
+        refuses(&setup, expected);
     }
     fs::write(&file, &text).unwrap();
-    refuses(
-        &setup.set("proxy.lisen", "127.0.0.1:1"),
-        &["proxy.lisen", "proxy.listen", "BEARERD__PROXY__LISEN"],
-    );
+    let setup = setup.set("process.log_format", "xml");
+    refuses(&setup, &["log_format", "json"]);
+    let setup = setup.set("process.log_format", "json").set("proxy.lisen", "127.0.0.1:1");
+    refuses(&setup, &["proxy.lisen", "proxy.listen"]);
     let missing = Cli::run(&["serve", "--config", "/no/such/file.toml"]);
     assert_ne!(missing.code, 0);
     assert!(missing.stderr.contains("bearerd init"), "{missing:?}");
@@ -155,13 +162,15 @@ fn refuses(setup: &Setup, expected: &[&str]) -> String {
     said.stderr
 }
 
-/// Every file of a folder with its bytes.
-fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+/// Every file of a folder, with its length and a hash of its bytes.
+fn contents(folder: &Path) -> BTreeMap<String, (usize, u64)> {
     let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
     entries
         .map(|entry| {
             let bytes = if entry.path().is_dir() { Vec::new() } else { fs::read(entry.path()).unwrap() };
-            (entry.file_name().into_string().unwrap(), bytes)
+            let mut hash = DefaultHasher::new();
+            hash.write(&bytes);
+            (entry.file_name().into_string().unwrap(), (bytes.len(), hash.finish()))
         })
         .collect()
 }

@@ -133,10 +133,11 @@ impl Request {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
         let driver = tokio::spawn(connection);
         let query = self.url.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let mut message = http::Request::builder()
-            .method(self.method.clone())
-            .uri(format!("{}{query}", self.url.path()))
-            .header(header::HOST, self.url.authority());
+        let mut message =
+            http::Request::builder().method(self.method.clone()).uri(format!("{}{query}", self.url.path()));
+        if !self.headers.iter().any(|(name, _)| name == header::HOST.as_str()) {
+            message = message.header(header::HOST, self.url.authority());
+        }
         for (name, value) in &self.headers {
             message = message.header(name, value);
         }

@@ -11,6 +11,10 @@ mod policies;
 mod publish;
 mod record;
 mod settings;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -8,7 +8,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bearerd_store::StoreError;
+use bearerd_crypto::Sealed;
+use bearerd_store::{RecordKey, StoreError};
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, StorageError, WriteTransaction, backends::FileBackend,
 };
@@ -180,6 +181,13 @@ fn open_database(path: &Path) -> Result<Database, OpenEmbeddedError> {
     prepare(path, Builder::new().set_cache_size(CACHE_BYTES_MAX).create_with_backend(backend))
 }
 
+/// See [`EmbeddedBackend::peek`](crate::EmbeddedBackend::peek). Blocks.
+pub(crate) fn peek(path: &Path, key: &RecordKey) -> Option<Sealed> {
+    let database = Builder::new().set_cache_size(PEEK_CACHE_BYTES_MAX).open_read_only(path).ok()?;
+    let tables = ReadTables::open(&database.begin_read().ok()?).ok()?;
+    Some(tables.load(key).ok()??.1)
+}
+
 /// Makes the tables of a new file, and checks whose file an old one is.
 fn prepare(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Database, OpenEmbeddedError> {
     let database = opened.map_err(|error| of_database(path, error))?;
@@ -254,6 +262,8 @@ fn of_database(path: &Path, error: DatabaseError) -> OpenEmbeddedError {
 const FILE_MODE: u32 = 0o600;
 /// Pages kept in memory: ten thousand connections of 2 KiB, three times over. redb's own default is 1 GiB.
 const CACHE_BYTES_MAX: usize = 64 << 20;
+/// A few pages lead to one record.
+const PEEK_CACHE_BYTES_MAX: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -53,6 +53,14 @@ impl EmbeddedBackend {
         Ok(Self { file, writer })
     }
 
+    /// One record of a file that is there, read without changing a byte: opening a file, as [`Self::open`] does, marks
+    /// it as open. `None` if there is no such record, or if only opening can tell: no store, in use, or left behind by
+    /// a process that was killed.
+    pub async fn peek(path: &Path, key: &RecordKey) -> Option<Sealed> {
+        let (path, key) = (path.to_path_buf(), key.clone());
+        tokio::task::spawn_blocking(move || file::peek(&path, &key)).await.ok()?
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&ReadTables) -> Result<T, redb::Error> + Send + 'static,

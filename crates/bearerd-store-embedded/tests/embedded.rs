@@ -30,6 +30,26 @@ async fn keeps_the_contract() {
     .await;
 }
 
+/// S-07 rests on this: who only looks leaves the file as it was, byte for byte, and one that is not a store too.
+#[tokio::test]
+async fn a_peek_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, None);
+    assert!(!path.exists());
+    let backend = open(&path).await;
+    backend.create(&key("hr"), sealed("1"), None).await.unwrap();
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, None, "it is open elsewhere");
+    drop(backend);
+    let before = fs::read(&path).unwrap();
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, Some(sealed("1")));
+    assert_eq!(EmbeddedBackend::peek(&path, &key("other")).await, None);
+    assert_eq!(fs::read(&path).unwrap(), before);
+    fs::write(&path, "a letter").unwrap();
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, None);
+    assert_eq!(fs::read(&path).unwrap(), b"a letter");
+}
+
 #[tokio::test]
 async fn a_restart_keeps_everything() {
     let folder = tempfile::tempdir().unwrap();

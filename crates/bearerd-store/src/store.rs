@@ -67,7 +67,7 @@ impl Store {
     /// # Errors
     /// [`OpenStoreError::WrongMasterKey`] if the store was made under a key that `ring` does not hold.
     pub async fn open(backend: Arc<dyn Backend>, ring: Arc<KeyRing>) -> Result<Self, OpenStoreError> {
-        let key = RecordKey::new(Kind::Root, Root::ID);
+        let key = Self::root_key();
         if let Some((_, sealed)) = backend.load(&key).await? {
             return Self::from_root(backend, ring, &sealed);
         }
@@ -86,10 +86,23 @@ impl Store {
 
     /// Opens a store that another process began a moment ago: every store begins with its root record.
     async fn join(backend: Arc<dyn Backend>, ring: Arc<KeyRing>) -> Result<Self, OpenStoreError> {
-        match backend.load(&RecordKey::new(Kind::Root, Root::ID)).await? {
+        match backend.load(&Self::root_key()).await? {
             Some((_, sealed)) => Self::from_root(backend, ring, &sealed),
             None => Err(OpenStoreError::RootMissing),
         }
+    }
+
+    /// Where the root record is, which proves the master key.
+    pub fn root_key() -> RecordKey {
+        RecordKey::new(Kind::Root, Root::ID)
+    }
+
+    /// Proves that `ring` opens the store with this root record: for whoever can read it before opening the store.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn prove(ring: &KeyRing, root: &Sealed) -> Result<(), OpenStoreError> {
+        Self::open_root(ring, root).map(drop)
     }
 
     fn from_root(
@@ -97,13 +110,16 @@ impl Store {
         ring: Arc<KeyRing>,
         sealed: &Sealed,
     ) -> Result<Self, OpenStoreError> {
+        let root = Self::open_root(&ring, sealed)?;
+        Ok(Self { backend, ring, root: root.secret })
+    }
+
+    fn open_root(ring: &KeyRing, sealed: &Sealed) -> Result<Root, OpenStoreError> {
         let context = SealContext { kind: Kind::Root.name(), id: Root::ID, field: FIELD };
         let plain = ring.open(context, sealed).map_err(OpenStoreError::WrongMasterKey)?;
-        let root = Root::decode(&plain).map_err(|fault| StoreError::Damaged {
-            key: RecordKey::new(Kind::Root, Root::ID),
-            fault: fault.to_string(),
-        })?;
-        Ok(Self { backend, ring, root: root.secret })
+        let root = Root::decode(&plain)
+            .map_err(|fault| StoreError::Damaged { key: Self::root_key(), fault: fault.to_string() })?;
+        Ok(root)
     }
 
     /// The store's own secret, from which keyed hashes are derived.

@@ -1,9 +1,6 @@
 //! The engine over a real socket and a store that fails on demand. Each test waits for what it wants to see.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::Ordering::SeqCst,
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst};
 
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
@@ -15,7 +12,7 @@ use bearerd_store::Backend;
 use super::*;
 use crate::{
     Standing,
-    testing::{Answer, AuthServer, FrailBackend, Habit, After, RunningClock, eventually},
+    testing::{After, Answer, AuthServer, FrailBackend, Habit, RunningClock, eventually},
 };
 
 const LIFE: Duration = Duration::from_mins(30);
@@ -669,7 +666,10 @@ async fn the_refusal_of_an_old_refresh_token_kills_nothing() {
             .await;
         world.server.answers(true);
         assert_eq!(waiting.await.unwrap().unwrap().generation, Generation(2));
-        assert_eq!((world.stored().await.lifecycle.name(), world.stored().await.health), ("active", Health::Ok));
+        assert_eq!(
+            (world.stored().await.lifecycle.name(), world.stored().await.health),
+            ("active", Health::Ok)
+        );
         assert_eq!(world.server.calls()[1]["refresh_token"], "rt-newer");
     }
 }
@@ -856,7 +856,12 @@ async fn a_damaged_record_closes_itself_and_nothing_else() {
     let world = World::fresh(NEW).await;
     world.acquire().await.unwrap();
     let other = AuthServer::start(world.clock.clone(), NEW).await;
-    world.store.create(&integration_at("other", &other, GrantType::ClientCredentials)).await.unwrap().unwrap();
+    world
+        .store
+        .create(&integration_at("other", &other, GrantType::ClientCredentials))
+        .await
+        .unwrap()
+        .unwrap();
     let mut open = Vec::new();
     for (id, integration) in [("damaged", "i"), ("untrusted", "other")] {
         let now = world.clock.now();

@@ -218,10 +218,7 @@ impl ServerState {
         let (token, ends) = match (habit, ends) {
             (Habit::Remaining(_), Some(ends)) => (current, ends),
             (Habit::Renewed(life), Some(_)) => (current, now + life),
-            (
-                Habit::New(life) | Habit::Remaining(life) | Habit::Renewed(life) | Habit::Rotating(life),
-                _,
-            ) => {
+            (Habit::New(life) | Habit::Remaining(life) | Habit::Renewed(life) | Habit::Rotating(life), _) => {
                 issued.number += 1;
                 (format!("at-{}", issued.number), now + life)
             }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use bearerd_admin::{AdminDoor, AdminKeys, AdminParts};
 use bearerd_connect::ConnectDoor;
 use bearerd_control::Control;
+use bearerd_crypto::KeyRing;
 use bearerd_model::Clock;
 use bearerd_net::{Connector, DoorCertificate, ListenSettings, Listener};
 use bearerd_proxy::{ProxyDoor, ProxyMetrics};
@@ -92,7 +93,7 @@ impl Daemon {
             AdminKeys::default()
         });
         let connector = Connector::new(&settings.egress).context("egress")?;
-        let backend = open_backend(settings).await?;
+        let backend = open_backend(settings, &ring).await?;
         let store = Store::open(backend, ring).await.map_err(store_error)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let registry = Registry::new();
@@ -189,10 +190,15 @@ impl Daemon {
     }
 }
 
-async fn open_backend(settings: &Settings) -> Result<Arc<dyn Backend>> {
+async fn open_backend(settings: &Settings, ring: &KeyRing) -> Result<Arc<dyn Backend>> {
     match settings.store {
         StoreKind::Embedded => {
-            let backend = EmbeddedBackend::open(&settings.embedded_path()).await?;
+            let path = settings.embedded_path();
+            // Opening a file changes it, so a wrong key is found out before (S-07).
+            if let Some(root) = EmbeddedBackend::peek(&path, &Store::root_key()).await {
+                Store::prove(ring, &root).map_err(store_error)?;
+            }
+            let backend = EmbeddedBackend::open(&path).await?;
             Ok(Arc::new(backend))
         }
         StoreKind::Redis => {

@@ -42,7 +42,7 @@ pub(crate) struct Settings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub(crate) enum StoreKind {
     Embedded,
     Redis,
@@ -83,10 +83,35 @@ pub(crate) struct ProcessSettings {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub(crate) enum LogFormat {
     Text,
     Json,
+}
+
+// Read by hand, so that a wrong word is answered with the right ones.
+impl TryFrom<String> for StoreKind {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "embedded" => Ok(Self::Embedded),
+            "redis" => Ok(Self::Redis),
+            _ => Err(format!("{word:?} is not known; write embedded or redis")),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{word:?} is not known; write text or json")),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -144,6 +169,8 @@ impl Default for ProcessSettings {
 /// Where the settings file is looked for when none is named.
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
+/// Settings that are lists: in the environment, parted by commas.
+const LISTS: [&str; 4] = ["proxy.hosts", "instances.hosts", "egress.no_proxy", "egress.allow_private_instances"];
 
 impl Settings {
     /// Reads the file (`path`, else the first default that exists, else none) and the environment.
@@ -162,8 +189,14 @@ impl Settings {
                 .with_context(|| format!("settings file {} cannot be read", path.display()))?;
             builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
         }
-        let environment =
-            Environment::with_prefix(ENVIRONMENT_PREFIX).prefix_separator("__").separator("__").try_parsing(true);
+        let mut environment = Environment::with_prefix(ENVIRONMENT_PREFIX)
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",");
+        for name in LISTS {
+            environment = environment.with_list_parse_key(name);
+        }
         let source = path.as_deref().map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
         let config = builder
             .add_source(environment)

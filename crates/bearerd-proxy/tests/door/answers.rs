@@ -39,6 +39,28 @@ async fn a_broken_head_is_a_502_and_is_not_repeated() {
     assert_eq!(answered(&endless).await.1, "instance_reply_invalid");
 }
 
+/// P-28, I-11: once a byte of it was written, a call is never sent again, whatever becomes of its connection.
+#[tokio::test]
+async fn a_call_cut_on_a_reused_connection_is_not_repeated() {
+    for (call, more, body) in [("POST", "content-length: 2\r\n", "ab"), ("POST", "", ""), ("GET", "", "")] {
+        let mut instance = Instance::listen().await;
+        let door = Door::open(&instance);
+        let mut caller = door.call().await;
+        caller.send(door.head("GET /api/now/table/incident", "")).await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        peer.send(ok("{}", "")).await;
+        assert_eq!(caller.answer(false).await.status, 200);
+        caller.send(door.head(&format!("{call} /api/now/table/incident"), more) + body).await;
+        peer.request().await;
+        drop(peer);
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.status, answer.code()), (502, "instance_reply_invalid"));
+        assert_eq!(answer.text().contains("\"retryable\":true"), call == "GET");
+        assert_eq!(instance.accepted(), 1);
+    }
+}
+
 #[tokio::test]
 async fn an_instance_that_is_not_there_is_a_502() {
     let instance = Instance::listen().await;

@@ -32,8 +32,9 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything takes; a test that waits for it has failed.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+/// Longer than anything takes; a test that waits for it has failed. Shorter than `pool_idle_s`, which would hide a
+/// connection to the instance that is kept and should have been closed.
+pub(crate) const LONG: Duration = Duration::from_secs(15);
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(LONG, future).await.expect("it happens soon")

@@ -1,0 +1,7 @@
+//! The acts, over a real engine, a real socket and a store that fails on demand.
+
+mod connections;
+mod consent;
+mod integrations;
+mod keys;
+mod publish;
