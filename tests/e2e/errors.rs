@@ -149,6 +149,29 @@ fn a_dead_grant_is_424() {
     assert!(told.stdout.contains("bearerd connection reauthorize hr-prod"), "{told:?}");
 }
 
+/// The token endpoint fails for longer than the token lives: calls are told to wait, and go on by themselves
+/// afterwards.
+#[test]
+fn no_token_to_be_had() {
+    let behaviour = Behaviour {
+        auto_approve: Some("abel.tuter".to_owned()),
+        access_token_lifetime_s: 2,
+        ..Behaviour::default()
+    };
+    let deployment = Deployment::start(Setup::new("errors-tokens").set("tokens.wait_max_s", "1"), behaviour);
+    let key = deployment.connect();
+    let call = deployment.incidents(&key);
+    deployment.sim().add_fault(FaultRule::new(FaultOn::Token, Fault::Asleep));
+    wait_for_code(&call, "token_unavailable");
+    check(&call, 503, "token_unavailable", true);
+    let shown = deployment.daemon.show("/v1/connections/hr-prod");
+    assert_eq!(shown["state"]["name"], "active", "a sleeping instance refuses no grant: {shown}");
+    assert_eq!(shown["health"]["name"], "failing", "{shown}");
+    deployment.sim().clear_faults();
+    wait_until("calls go out again", Duration::from_mins(1), || (call.send().status == 200).then_some(()));
+    assert_eq!(deployment.daemon.show("/v1/connections/hr-prod")["health"]["name"], "ok");
+}
+
 #[test]
 fn an_instance_in_trouble() {
     let setup =

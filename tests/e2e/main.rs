@@ -5,6 +5,7 @@
 mod cli;
 mod clients;
 mod consent;
+mod consent_browser;
 mod demo;
 mod errors;
 mod leaks;

@@ -138,10 +138,9 @@ fn operator(keys: &AdminKeys, headers: &HeaderMap) -> Result<Operator, Refusal> 
 async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {
     let request_id = random_hex(REQUEST_ID_BYTES);
     let method = request.method().clone();
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("(none)".to_owned(), |path| path.as_str().to_owned());
+    // The whole path, which names the record; of a path that is none of ours nothing is kept.
+    let is_known = request.extensions().get::<MatchedPath>().is_some();
+    let route = if is_known { request.uri().path().to_owned() } else { "(none)".to_owned() };
     let response =
         if is_cross_site(request.headers()) { cross_site().into_response() } else { next.run(request).await };
     let operator = response.extensions().get::<Operator>().map_or("-", |operator| &operator.name).to_owned();

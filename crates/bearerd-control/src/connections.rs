@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_crypto::{Fingerprint, random_base62};
 use bearerd_model::{
-    AccessToken, ConnectLink, Connection, ConnectionId, Freeze, Grant, GrantType, Health, InstanceUser,
-    Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+    AccessToken, ConnectLink, Connection, ConnectionId, Freeze, Generation, Grant, GrantType, Health,
+    InstanceUser, Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
 };
 use bearerd_oauth::{TokenEndpointError, TokenResponse};
 use bearerd_store::Kind;
@@ -83,6 +83,17 @@ impl Control {
         spec: ConnectionSpec,
         by: &Operator,
     ) -> Result<CreatedConnection, ActError> {
+        let (control, by) = (self.clone(), by.clone());
+        let created = self.to_the_end(async move { control.create(id, spec, &by).await });
+        created.await.unwrap_or_else(|| Err(ActError::cut_short()))
+    }
+
+    async fn create(
+        &self,
+        id: ConnectionId,
+        spec: ConnectionSpec,
+        by: &Operator,
+    ) -> Result<CreatedConnection, ActError> {
         check_labels(&spec.labels)?;
         check_expected_user(spec.expected_user.as_deref())?;
         if self.store.load::<Connection>(id.as_str()).await?.is_some() {
@@ -108,7 +119,15 @@ impl Control {
             last_used_at: None,
         };
         match (spec.import, profile.grant_type) {
-            (Some(tokens), _) => self.import(&mut connection, &integration, tokens).await?,
+            (Some(_), GrantType::ClientCredentials) => {
+                return Err(ActError::invalid(
+                    "import",
+                    "a client_credentials profile obtains its own tokens",
+                ));
+            }
+            (Some(tokens), GrantType::AuthorizationCode) => {
+                return self.import(connection, &integration, tokens).await;
+            }
             (None, GrantType::ClientCredentials) => {
                 let obtained = self
                     .tokens
@@ -122,16 +141,26 @@ impl Control {
             (None, GrantType::AuthorizationCode) => {}
         }
         let needs_consent = connection.grant.is_none();
+        let versioned = self.add(connection, &integration).await?;
+        let id = &versioned.record.id;
+        let connect_link = if needs_consent { Some(self.issue_link(id, by).await?) } else { None };
+        Ok(CreatedConnection { versioned, connect_link })
+    }
+
+    /// Writes a new connection, with tokens or without.
+    async fn add(
+        &self,
+        connection: Connection,
+        integration: &Integration,
+    ) -> Result<Versioned<Connection>, ActError> {
         let revision = self.store.create(&connection).await?.ok_or(ActError::Exists)?;
         // A change of the integration's client purges what it finds; what was on its way goes here (I-4).
-        if !self.has_same_client(&integration).await? {
+        if !self.has_same_client(integration).await? {
             self.store.delete::<Connection>(connection.id.as_str(), revision).await?;
             return Err(ActError::Changed);
         }
         self.in_force(Kind::Connection, connection.id.as_str()).await;
-        let connect_link =
-            if needs_consent { Some(self.issue_link(&connection.id, by).await?) } else { None };
-        Ok(CreatedConnection { versioned: Versioned { revision, record: connection }, connect_link })
+        Ok(Versioned { revision, record: connection })
     }
 
     /// # Errors
@@ -189,12 +218,7 @@ impl Control {
     /// `Conflict` (`no_consent_needed`) for grants without a resource owner's consent; `NotFound`, `Store`.
     pub async fn reauthorize(&self, id: &ConnectionId, by: &Operator) -> Result<IssuedLink, ActError> {
         let connection = self.connection(id).await?.record;
-        let integration = self.integration(&connection.integration).await?.record;
-        let by_client = integration
-            .profiles
-            .get(&connection.profile)
-            .is_some_and(|profile| profile.grant_type == GrantType::ClientCredentials);
-        if by_client {
+        if self.grant_type(&connection).await? == GrantType::ClientCredentials {
             return Err(ActError::Conflict {
                 code: "no_consent_needed",
                 message: format!("connection {id} uses client credentials; nobody consents to it"),
@@ -268,8 +292,18 @@ impl Control {
     /// Refreshes now, whatever the token's age.
     ///
     /// # Errors
-    /// `Upstream` (`refresh_failed`) says what the token endpoint did; a token that is still valid stays in use.
+    /// `Conflict` (`not_usable`) where there is nothing to refresh with; `Upstream` (`refresh_failed`) says what the
+    /// token endpoint did; a token that is still valid stays in use.
     pub async fn refresh(&self, id: &ConnectionId) -> Result<Versioned<Connection>, ActError> {
+        let before = self.connection(id).await?.record;
+        let by_client = self.grant_type(&before).await? == GrantType::ClientCredentials;
+        if !by_client && before.grant.as_ref().is_none_or(|grant| grant.refresh_token.is_none()) {
+            return Err(ActError::Conflict {
+                code: "not_usable",
+                message: format!("connection {id} holds no refresh token: it is {}", before.lifecycle.name()),
+                fix: format!("Run bearerd connection reauthorize {id} and open the link."),
+            });
+        }
         let refreshed = self.tokens.refresh_now(id).await?;
         let refreshed =
             refreshed.ok_or_else(|| ActError::NotFound { what: "connection", id: id.to_string() })?;
@@ -310,7 +344,44 @@ impl Control {
             .read_user(&integration, &grant.access_token)
             .await
             .map_err(|error| user_error(&error))?;
-        Ok(TestReport { user, took: self.clock.now().since(started) })
+        let took = self.clock.now().since(started);
+        if connection.user.is_none() {
+            self.note_user(&connection, &user).await?;
+        }
+        Ok(TestReport { user, took })
+    }
+
+    /// A consent whose user could not be read at the time: now it could.
+    async fn note_user(&self, read: &Connection, user: &InstanceUser) -> Result<(), ActError> {
+        let now = self.clock.now();
+        self.alter::<Connection>("connection", read.id.as_str(), None, |connection| {
+            let generation =
+                |connection: &Connection| connection.grant.as_ref().map(|grant| grant.generation);
+            let waits = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
+            if connection.user.is_some() || generation(connection) != generation(read) {
+                return Ok(());
+            }
+            connection.user = Some(user.clone());
+            let trusted = match &connection.expected_user {
+                Some(expected) => is_user(user, expected),
+                None => !self.connect.confirm,
+            };
+            if waits && trusted {
+                connection.lifecycle = Lifecycle::Active { since: now };
+            }
+            Ok(())
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn grant_type(&self, connection: &Connection) -> Result<GrantType, ActError> {
+        let integration = self.integration(&connection.integration).await?.record;
+        Ok(integration
+            .profiles
+            .get(&connection.profile)
+            .map(|profile| profile.grant_type)
+            .unwrap_or_default())
     }
 
     /// Forgets the connection and its tokens at once; calls through it end within a second everywhere.
@@ -349,66 +420,94 @@ impl Control {
         })
     }
 
-    /// Takes over tokens obtained elsewhere. A refresh token that was spent here is stored even if the test call
-    /// then fails: it may have been rotated.
+    /// Takes over tokens obtained elsewhere: as they are, if the access token works, else by spending the refresh
+    /// token. That one is written down first and spent by the token engine, so that what it brings is never lost.
     async fn import(
         &self,
-        connection: &mut Connection,
+        mut connection: Connection,
         integration: &Integration,
         tokens: ImportedTokens,
-    ) -> Result<(), ActError> {
-        let now = self.clock.now();
-        let lifetime = integration.refresh_token_lifetime;
-        let refresh_expires_at = tokens.refresh_expires_at;
-        let spend = async |token: &RefreshToken| {
-            let obtained = self
-                .tokens
-                .refresh_imported(integration, token)
-                .await
-                .map_err(|error| token_error(&error))?;
+    ) -> Result<CreatedConnection, ActError> {
+        if let Some(access_token) = tokens.access_token {
+            let refresh_token = tokens.refresh_token.clone();
+            let response =
+                TokenResponse { access_token, expires_in: tokens.expires_in, refresh_token, scope: None };
+            let obtained = Obtained { response, sent_at: self.clock.now() };
+            let lifetime = integration.refresh_token_lifetime;
             let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
-            let rotated = grant.refresh_token.as_ref().is_some_and(|held| !held.matches(token));
-            grant.refresh_token = grant.refresh_token.or_else(|| Some(token.clone()));
-            if !rotated {
-                grant.refresh_expires_at = refresh_expires_at;
-            }
-            Ok::<(Grant, bool), ActError>((grant, rotated))
-        };
-        match (tokens.access_token, tokens.refresh_token) {
-            (None, None) => {
-                return Err(ActError::invalid(
-                    "import",
-                    "it holds neither an access token nor a refresh token",
-                ));
-            }
-            (None, Some(refresh_token)) => {
-                let (grant, rotated) = spend(&refresh_token).await?;
-                connection.grant = Some(grant);
-                connection.lifecycle = Lifecycle::Active { since: now };
-                match self.activate_after_test(connection, integration).await {
-                    Ok(()) => {}
-                    // Not the one who was meant: never lent without a confirmation (O-23). Nothing is lost by
-                    // refusing, unless the operator's refresh token was rotated away by the call.
-                    Err(error @ ActError::Conflict { .. }) if !rotated => return Err(error),
-                    Err(ActError::Conflict { .. }) => {
-                        connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
-                    }
-                    Err(error) => {
-                        warn!(connection.id = %connection.id, %error, "imported connection {} was not tested", connection.id);
-                    }
+            grant.refresh_expires_at = grant.refresh_token.as_ref().and(tokens.refresh_expires_at);
+            connection.grant = Some(grant);
+            match self.activate_after_test(&mut connection, integration).await {
+                Ok(()) => {
+                    let versioned = self.add(connection, integration).await?;
+                    return Ok(CreatedConnection { versioned, connect_link: None });
                 }
-            }
-            (Some(access_token), refresh_token) => {
-                let response =
-                    TokenResponse { access_token, expires_in: tokens.expires_in, refresh_token, scope: None };
-                let obtained = Obtained { response, sent_at: now };
-                let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
-                grant.refresh_expires_at = grant.refresh_token.as_ref().and(refresh_expires_at);
-                connection.grant = Some(grant);
-                self.activate_after_test(connection, integration).await?;
+                // It has ended; the refresh token may still work.
+                Err(ActError::Upstream { code: "token_refused", .. }) if tokens.refresh_token.is_some() => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        let Some(refresh_token) = tokens.refresh_token else {
+            let problem = "it holds neither a working access token nor a refresh token";
+            return Err(ActError::invalid("import", problem));
+        };
+        let now = self.clock.now();
+        connection.grant = Some(not_yet_refreshed(refresh_token, tokens.refresh_expires_at, now));
+        connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
+        let id = self.add(connection, integration).await?.record.id;
+        let versioned = self.spend_imported(&id, integration).await?;
+        Ok(CreatedConnection { versioned, connect_link: None })
+    }
+
+    /// Has the engine spend a refresh token just written down, and activates the connection with what it brought. A
+    /// refused one is forgotten again; one whose fate is unknown stays, and is tried again.
+    async fn spend_imported(
+        &self,
+        id: &ConnectionId,
+        integration: &Integration,
+    ) -> Result<Versioned<Connection>, ActError> {
+        let refreshed = self.tokens.refresh_now(id).await?;
+        let mut refreshed = refreshed.ok_or(ActError::Changed)?;
+        if let Health::Failing { reason, strikes, .. } = &refreshed.health {
+            let refused =
+                *strikes > 0 || matches!(refreshed.lifecycle, Lifecycle::ReauthorizationRequired { .. });
+            let reason = reason.clone();
+            if refused {
+                self.delete_connection(id, None).await?;
+            }
+            return Err(ActError::Upstream {
+                code: if refused { "grant_refused" } else { "refresh_failed" },
+                message: format!("the imported refresh token brought no access token: {reason}"),
+                fix: if refused {
+                    "Nothing was kept. Check the integration's client, or obtain new tokens.".to_owned()
+                } else {
+                    format!("The token is kept: run bearerd connection refresh {id}, then test {id}.")
+                },
+                retry_after: None,
+            });
+        }
+        let rotated = refreshed.grant.as_ref().is_some_and(|grant| grant.previous_refresh_token.is_some());
+        match self.activate_after_test(&mut refreshed, integration).await {
+            // Not the one who was meant, and nothing is lost by refusing.
+            Err(error @ ActError::Conflict { .. }) if !rotated => {
+                self.delete_connection(id, None).await?;
+                return Err(error);
+            }
+            // Not the one who was meant, but the operator's own refresh token is spent: kept, and not lent without a
+            // confirmation (O-23).
+            Ok(()) | Err(ActError::Conflict { .. }) => {}
+            Err(error) => {
+                warn!(connection.id = %id, %error, "imported connection {id} was not tested");
+                refreshed.lifecycle = Lifecycle::Active { since: self.clock.now() };
+            }
+        }
+        let Connection { user, lifecycle, .. } = refreshed;
+        self.alter::<Connection>("connection", id.as_str(), None, |connection| {
+            connection.user.clone_from(&user);
+            connection.lifecycle.clone_from(&lifecycle);
+            Ok(())
+        })
+        .await
     }
 
     /// Reads who the tokens act as, checks it against `expected_user`, and activates.
@@ -436,6 +535,23 @@ impl Control {
         }
         connection.lifecycle = Lifecycle::Active { since: self.clock.now() };
         Ok(())
+    }
+}
+
+/// A grant of which only the refresh token is known: its access token has ended before it began, and is never lent.
+fn not_yet_refreshed(refresh_token: RefreshToken, ends: Option<UnixTime>, now: UnixTime) -> Grant {
+    let access_token = AccessToken::parse("none-yet".to_owned()).expect("visible ASCII");
+    Grant {
+        generation: Generation::default(),
+        access_token,
+        access_lifetime: Duration::ZERO,
+        access_expires_at: UnixTime::default(),
+        refresh_token: Some(refresh_token),
+        previous_refresh_token: None,
+        refresh_expires_at: ends,
+        granted_at: now,
+        refreshed_at: now,
+        scope: None,
     }
 }
 
@@ -479,7 +595,8 @@ pub(crate) fn token_error(error: &TokenCallError) -> ActError {
         TokenCallError::Endpoint(failure) => match failure {
             TokenEndpointError::Denied | TokenEndpointError::ClientRefused { .. } => (
                 "client_refused",
-                "Check client id, client secret and, for client credentials, the OAuth application user and the                  property glide.oauth.inbound.client.credential.grant_type.enabled at the instance.",
+                "Check client id, client secret and, for client credentials, the OAuth application user and the \
+                 property glide.oauth.inbound.client.credential.grant_type.enabled at the instance.",
             ),
             TokenEndpointError::GrantRefused => ("grant_refused", "The tokens are dead: obtain new ones."),
             TokenEndpointError::RequestRefused { .. } => {
@@ -516,7 +633,8 @@ pub(crate) fn user_error(error: &UserCallError) -> ActError {
         }
         UserCallError::Forbidden | UserCallError::NoUser => (
             "user_unreadable",
-            "Let the user read its own sys_user record (an ACL at the instance), and, where auth scopes are used,              add one that opens the Table API.",
+            "Let the user read its own sys_user record (an ACL at the instance), and, where auth scopes are used, \
+             add one that opens the Table API.",
         ),
         UserCallError::Asleep => ("instance_asleep", "Wake the instance (log in to it) and repeat."),
         UserCallError::Status(_) => {

@@ -103,6 +103,14 @@ const FLOW_LIFETIME: Duration = Duration::from_mins(10);
 const OUTCOME_LIFETIME: Duration = Duration::from_mins(10);
 /// Longest piece of a server's text that is kept for the details block (O-32).
 const DETAIL_CHARS_MAX: usize = 300;
+/// Pauses between tries to write a new grant: some ten seconds together.
+const STORE_PAUSES: [Duration; 5] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(5),
+];
 /// Tries of the user call after an exchange: the instance may be slow to know its own token.
 const USER_CALL_TRIES: u32 = 3;
 
@@ -143,6 +151,9 @@ impl Control {
             .await
             .map_err(|error| store_fault(&error))?;
         let connection = connection.ok_or(ConsentFault::LinkInvalid)?.record;
+        if connection.created_at > link.created_at {
+            return Err(ConsentFault::LinkInvalid); // it was for another connection of this name
+        }
         let integration = self
             .store
             .load::<Integration>(connection.integration.as_str())
@@ -205,8 +216,8 @@ impl Control {
     /// [`ConsentFault`] where the flow could not be trusted; nothing was exchanged.
     pub async fn finish_consent(&self, callback: Callback) -> Result<ConsentOutcome, ConsentFault> {
         let control = self.clone();
-        let finishing = tokio::spawn(async move { control.finish(callback).await });
-        finishing.await.unwrap_or(Err(ConsentFault::StoreUnavailable))
+        let finished = self.to_the_end(async move { control.finish(callback).await });
+        finished.await.unwrap_or(Err(ConsentFault::StoreUnavailable))
     }
 
     async fn finish(&self, callback: Callback) -> Result<ConsentOutcome, ConsentFault> {
@@ -287,8 +298,10 @@ impl Control {
             .await
             .map_err(|error| exchange_failure(&error))?;
         let grant = grant_from(None, TokenCall::NewGrant, obtained, integration.refresh_token_lifetime);
-        let user = self.who_consented(&integration, &grant).await?;
-        self.hold(flow, &integration, &grant, user).await
+        match self.who_consented(&integration, &grant).await {
+            Ok(user) => self.hold(flow, &integration, &grant, user).await,
+            Err(failure) => Err(self.hold_unread(flow, &integration, &grant, failure).await),
+        }
     }
 
     async fn who_consented(&self, integration: &Integration, grant: &Grant) -> Result<InstanceUser, Failure> {
@@ -319,16 +332,8 @@ impl Control {
     ) -> Result<ConsentResult, Failure> {
         let now = self.clock.now();
         let confirm = self.connect.confirm;
-        let result = self
-            .store
-            .update::<Connection, Failure>(flow.connection.as_str(), |connection| {
-                if connection.integration != flow.integration {
-                    return Err(Failure::new(
-                        "connection_changed",
-                        "The connection was changed meanwhile.",
-                        RETRY,
-                    ));
-                }
+        let connection = self
+            .place(flow, integration, grant, |connection| {
                 let same = connection.user.as_ref().is_some_and(|held| held.sys_id == user.sys_id);
                 let lends = matches!(connection.lifecycle, Lifecycle::Active { .. });
                 let was_trusted =
@@ -340,11 +345,7 @@ impl Control {
                 if lends && !trusted {
                     return Err(other_user(connection, &user));
                 }
-                let generation =
-                    connection.grant.as_ref().map_or(grant.generation, |held| next_generation(held, grant));
-                connection.grant = Some(Grant { generation, ..grant.clone() });
                 connection.user = Some(user.clone());
-                connection.health = Health::Ok;
                 connection.lifecycle = match (trusted, &connection.lifecycle) {
                     (true, Lifecycle::Active { since }) => Lifecycle::Active { since: *since },
                     (true, _) => Lifecycle::Active { since: now },
@@ -352,21 +353,7 @@ impl Control {
                 };
                 Ok(())
             })
-            .await;
-        let connection = match result {
-            Ok(Some(versioned)) => versioned.record,
-            Ok(None) => {
-                return Err(Failure::new("connection_gone", "The connection was deleted meanwhile.", RETRY));
-            }
-            Err(UpdateError::Declined(failure)) => return Err(failure),
-            Err(_) => return Err(store_failure()),
-        };
-        // A change of the client purges what it finds; what came in behind it is purged here (I-4).
-        if !self.has_same_client(integration).await.map_err(|_| store_failure())? {
-            let purged = self.purge(&connection, grant.granted_at).await;
-            return Err(purged.map_or_else(|_| store_failure(), |()| integration_changed()));
-        }
-        self.in_force(Kind::Connection, connection.id.as_str()).await;
+            .await?;
         let awaits_confirmation = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
         info!(
             connection.id = %connection.id, integration.id = %flow.integration, awaits_confirmation,
@@ -380,6 +367,88 @@ impl Control {
             user_name: if user.user_name.is_empty() { user.sys_id } else { user.user_name },
             awaits_confirmation,
         })
+    }
+
+    /// Keeps a grant whose user could not be read, unless the connection works with another: the person need not
+    /// consent again when the fault is mended. Gives what the page says.
+    async fn hold_unread(
+        &self,
+        flow: &ConsentFlow,
+        integration: &Integration,
+        grant: &Grant,
+        failure: Failure,
+    ) -> Failure {
+        let now = self.clock.now();
+        let placed = self
+            .place(flow, integration, grant, |connection| {
+                if matches!(connection.lifecycle, Lifecycle::Active { .. }) {
+                    return Err(Failure::new(failure.code, failure.message.clone(), failure.fix.clone()));
+                }
+                connection.user = None;
+                connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
+                Ok(())
+            })
+            .await;
+        match placed {
+            Ok(connection) => Failure {
+                fix: format!(
+                    "{} The tokens are kept: then run bearerd connection test {id}, and confirm the user that it shows.",
+                    failure.fix,
+                    id = connection.id
+                ),
+                ..failure
+            },
+            Err(other) => Failure { detail: failure.detail, ..other },
+        }
+    }
+
+    /// Puts the new grant into the flow's connection, where `decide` agrees. A store that does not answer is asked
+    /// for a while: the code is spent.
+    async fn place(
+        &self,
+        flow: &ConsentFlow,
+        integration: &Integration,
+        grant: &Grant,
+        mut decide: impl FnMut(&mut Connection) -> Result<(), Failure> + Send,
+    ) -> Result<Connection, Failure> {
+        let mut pauses = STORE_PAUSES.iter();
+        let placed = loop {
+            let result = self
+                .store
+                .update::<Connection, Failure>(flow.connection.as_str(), |connection| {
+                    if !flow_is_of(flow, connection) {
+                        let message = "The connection was changed meanwhile.";
+                        return Err(Failure::new("connection_changed", message, RETRY));
+                    }
+                    decide(connection)?;
+                    let held = connection.grant.as_ref();
+                    let generation = held.map_or(grant.generation, |held| next_generation(held, grant));
+                    connection.grant = Some(Grant { generation, ..grant.clone() });
+                    connection.health = Health::Ok;
+                    Ok(())
+                })
+                .await;
+            match (result, pauses.next()) {
+                (Ok(Some(versioned)), _) => break versioned.record,
+                (Ok(None), _) => {
+                    let message = "The connection was deleted meanwhile.";
+                    return Err(Failure::new("connection_gone", message, RETRY));
+                }
+                (Err(UpdateError::Declined(failure)), _) => return Err(failure),
+                (Err(UpdateError::Store(error)), Some(pause)) => {
+                    warn!(connection.id = %flow.connection, %error, "a new grant was not written yet; trying again");
+                    tokio::time::sleep(*pause).await;
+                }
+                (Err(_), _) => return Err(store_failure()),
+            }
+        };
+        // A change of the client purges what it finds; what came in behind it is purged here (I-4).
+        if !self.has_same_client(integration).await.map_err(|_| store_failure())? {
+            let purged = self.purge(&placed, grant.granted_at).await;
+            return Err(purged.map_or_else(|_| store_failure(), |()| integration_changed()));
+        }
+        self.in_force(Kind::Connection, placed.id.as_str()).await;
+        Ok(placed)
     }
 
     fn failed(flow: &ConsentFlow, failure: Failure) -> ConsentResult {
@@ -548,6 +617,13 @@ fn user_failure(error: &UserCallError) -> Failure {
 /// Hostile text: cut, and free of control characters (O-32). The page escapes it.
 fn clean(text: &str) -> String {
     text.chars().filter(|char| !char.is_control()).take(DETAIL_CHARS_MAX).collect()
+}
+
+/// Whether `connection` is the one, under the profile, that the flow was started for: not another of the same name.
+fn flow_is_of(flow: &ConsentFlow, connection: &Connection) -> bool {
+    connection.integration == flow.integration
+        && connection.profile == flow.profile
+        && connection.created_at <= flow.expires_at - FLOW_LIFETIME
 }
 
 /// Grows with each different access token, and never otherwise.

@@ -35,6 +35,11 @@ pub enum ActError {
 }
 
 impl ActError {
+    /// An act that did not come to its end.
+    pub(crate) fn cut_short() -> Self {
+        Self::Store(StoreError::OutcomeUnknown("the act was cut short by a fault in bearerd".to_owned()))
+    }
+
     pub(crate) fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid(Field { name: name.into(), problem: problem.into() })
     }

@@ -49,9 +49,22 @@ impl Control {
     /// The same content again changes nothing. `expected`: only if it is at that revision.
     ///
     /// # Errors
-    /// `Invalid`, `Conflict` (`instance_not_allowed`, `redirect_uri_taken`, `client_taken`,
+    /// `Invalid`, `Conflict` (`instance_not_allowed`, `redirect_uri_taken`, `client_taken`, `in_use`,
     /// `would_purge_connections`), `Changed`, `Store`.
     pub async fn put_integration(
+        &self,
+        id: IntegrationId,
+        spec: IntegrationSpec,
+        expected: Option<Revision>,
+        purge_tokens: bool,
+    ) -> Result<Written<Integration>, ActError> {
+        let control = self.clone();
+        let written =
+            self.to_the_end(async move { control.write_integration(id, spec, expected, purge_tokens).await });
+        written.await.unwrap_or_else(|| Err(ActError::cut_short()))
+    }
+
+    async fn write_integration(
         &self,
         id: IntegrationId,
         spec: IntegrationSpec,
@@ -76,6 +89,9 @@ impl Control {
             ));
         }
         self.tokens.check_trust(&next).map_err(|error| ActError::invalid("ca_file", error.to_string()))?;
+        if let Some(old) = &old {
+            self.refuse_lost_profiles(old, &next).await?;
+        }
         let other_client = old.as_ref().is_some_and(|old| is_other_client(old, &next));
         if other_client && !purge_tokens {
             self.refuse_purge(&id).await?;
@@ -159,6 +175,30 @@ impl Control {
     /// The redirection endpoint of an integration's own.
     pub(crate) fn own_redirect_uri(&self, id: &IntegrationId) -> String {
         format!("{}/oauth/callback/{id}", self.connect.public_url)
+    }
+
+    /// A profile that connections are held under keeps its name and grant type: they could not be refreshed.
+    async fn refuse_lost_profiles(&self, old: &Integration, next: &Integration) -> Result<(), ActError> {
+        let grant_type = |integration: &Integration, name: &ProfileName| {
+            integration.profiles.get(name).map(|profile| profile.grant_type)
+        };
+        let lost: Vec<&ProfileName> =
+            old.profiles.keys().filter(|name| grant_type(old, name) != grant_type(next, name)).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let held = self.connections_under(&old.id).await?;
+        match held.iter().find(|connection| lost.contains(&&connection.profile)) {
+            None => Ok(()),
+            Some(connection) => Err(ActError::Conflict {
+                code: "in_use",
+                message: format!(
+                    "connection {} is held under profile {}, which would be gone or of another grant type",
+                    connection.id, connection.profile
+                ),
+                fix: "Keep that profile as it is, and add another one beside it.".to_owned(),
+            }),
+        }
     }
 
     async fn assemble(

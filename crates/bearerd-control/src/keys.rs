@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use bearerd_model::{
-    CallerKey, CallerKeyId, Connection, ConnectionId, KeySecret, Policy, PolicyId, SecretText, UnixTime,
+    CallerKey, CallerKeyId, CallerKeyUse, Connection, ConnectionId, KeySecret, Policy, PolicyId, SecretText,
+    UnixTime,
 };
 use bearerd_policy::{ApiKey, KeyKind};
-use bearerd_store::Kind;
+use bearerd_store::{Kind, UpdateError};
 
-use crate::{ActError, Control, Page, Revision, Versioned};
+use tracing::warn;
+
+use crate::{ActError, Control, Page, Revision, StoreError, Versioned};
 
 /// What an operator says of a caller key.
 #[derive(Debug, Clone)]
@@ -58,13 +61,19 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Store`.
     pub async fn key(&self, id: &CallerKeyId) -> Result<Versioned<CallerKey>, ActError> {
-        self.found("caller key", id.as_str()).await
+        let mut found: Versioned<CallerKey> = self.found("caller key", id.as_str()).await?;
+        found.record.last_used_at = self.last_use(id).await?;
+        Ok(found)
     }
 
     /// # Errors
     /// `Store`.
     pub async fn keys(&self, after: Option<&str>, limit: usize) -> Result<Page<CallerKey>, ActError> {
-        Ok(self.store.list(after, limit).await?)
+        let mut page = self.store.list::<CallerKey>(after, limit).await?;
+        for Versioned { record, .. } in &mut page.records {
+            record.last_used_at = self.last_use(&record.id).await?;
+        }
+        Ok(page)
     }
 
     /// # Errors
@@ -76,14 +85,18 @@ impl Control {
         expected: Option<Revision>,
     ) -> Result<Versioned<CallerKey>, ActError> {
         self.check_key(&spec).await?;
-        self.alter::<CallerKey>("caller key", id.as_str(), expected, |key| {
-            key.description.clone_from(&spec.description);
-            key.policies.clone_from(&spec.policies);
-            key.default_connection.clone_from(&spec.default_connection);
-            key.expires_at = spec.expires_at;
-            Ok(())
-        })
-        .await
+        let last_used_at = self.last_use(id).await?;
+        let mut altered = self
+            .alter::<CallerKey>("caller key", id.as_str(), expected, |key| {
+                key.description.clone_from(&spec.description);
+                key.policies.clone_from(&spec.policies);
+                key.default_connection.clone_from(&spec.default_connection);
+                key.expires_at = spec.expires_at;
+                Ok(())
+            })
+            .await?;
+        altered.record.last_used_at = last_used_at;
+        Ok(altered)
     }
 
     /// A second secret for the key; the newest of the old ones goes on for `overlap`, at most 90 days.
@@ -97,7 +110,8 @@ impl Control {
         let now = self.clock.now();
         let key = ApiKey::generate_for(KeyKind::Caller, id)
             .ok_or_else(|| ActError::NotFound { what: "caller key", id: id.to_string() })?;
-        let versioned = self
+        let last_used_at = self.last_use(id).await?;
+        let mut versioned = self
             .alter::<CallerKey>("caller key", id.as_str(), None, |record| {
                 record.secrets.sort_by_key(|secret| std::cmp::Reverse(secret.created_at));
                 record.secrets.truncate(1); // with the new one: two live secrets
@@ -109,14 +123,62 @@ impl Control {
                 Ok(())
             })
             .await?;
+        versioned.record.last_used_at = last_used_at;
         Ok(IssuedKey { versioned, text: text_of(&key) })
     }
 
     /// # Errors
     /// `NotFound`, `Changed`, `Store`.
     pub async fn delete_key(&self, id: &CallerKeyId, expected: Option<Revision>) -> Result<(), ActError> {
-        let stored = self.key(id).await?;
-        self.remove::<CallerKey>(Kind::CallerKey, id.as_str(), stored.revision, expected).await
+        let stored: Versioned<CallerKey> = self.found("caller key", id.as_str()).await?;
+        self.remove::<CallerKey>(Kind::CallerKey, id.as_str(), stored.revision, expected).await?;
+        // After the key: see `write_last_use`.
+        if let Err(error) = self.forget_last_use(id).await {
+            warn!(%error, "caller key {id} is deleted; when it was last used is left in the store");
+        }
+        Ok(())
+    }
+
+    /// Stamps the key as used at `used_at`, if that is later than what is stored. A key that is gone gets no stamp.
+    pub(crate) async fn write_last_use(&self, id: &CallerKeyId, used_at: UnixTime) -> Result<(), StoreError> {
+        let first = CallerKeyUse { id: id.clone(), last_used_at: used_at };
+        loop {
+            let forwards = |stored: &mut CallerKeyUse| {
+                let is_later = used_at > stored.last_used_at;
+                stored.last_used_at = used_at;
+                if is_later { Ok(()) } else { Err(()) }
+            };
+            match self.store.update(id.as_str(), forwards).await {
+                Ok(Some(_)) | Err(UpdateError::Declined(()) | UpdateError::Contended(_)) => return Ok(()),
+                Err(UpdateError::Store(error)) => return Err(error),
+                Ok(None) => {}
+            }
+            if self.store.create(&first).await?.is_some() {
+                break;
+            }
+        }
+        // The key may have been deleted meanwhile. Whoever deletes it takes the stamp away after it, so one of the two
+        // sees the other.
+        if self.store.load::<CallerKey>(id.as_str()).await?.is_none() {
+            self.forget_last_use(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget_last_use(&self, id: &CallerKeyId) -> Result<(), StoreError> {
+        match self.store.take::<CallerKeyUse>(id.as_str(), self.clock.now()).await {
+            Ok(_) | Err(StoreError::Damaged { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A stamp that cannot be read is none: it must not hide its key (S-04).
+    async fn last_use(&self, id: &CallerKeyId) -> Result<Option<UnixTime>, StoreError> {
+        match self.store.load::<CallerKeyUse>(id.as_str()).await {
+            Ok(stored) => Ok(stored.map(|stored| stored.record.last_used_at)),
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn secret_of(&self, key: &ApiKey, now: UnixTime) -> KeySecret {

@@ -16,7 +16,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bearerd_crypto::KeyedHash;
 use bearerd_model::Clock;
@@ -24,6 +24,8 @@ use bearerd_policy::{SharedSnapshot, Snapshot};
 use bearerd_store::Store;
 use bearerd_tokens::TokenEngine;
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+use tracing::error;
 
 pub use connections::{
     ConnectionChange, ConnectionSpec, CreatedConnection, ImportedTokens, IssuedLink, TestReport,
@@ -68,6 +70,8 @@ pub struct Control {
     spread: Arc<Spread>,
     /// Acts on integrations read several records to decide: in this process, one at a time.
     integration_acts: Arc<Mutex<()>>,
+    /// Acts that are brought to their end whatever becomes of who asked.
+    acts: TaskTracker,
 }
 
 /// Keyed hashes, one per purpose.
@@ -110,7 +114,24 @@ impl Control {
             hashes: Arc::new(hashes),
             spread: Arc::default(),
             integration_acts: Arc::default(),
+            acts: TaskTracker::new(),
         }
+    }
+
+    /// Waits, at most `limit`, for acts under way: a code or a refresh token that was spent must be stored.
+    pub async fn finish_acts(&self, limit: Duration) {
+        self.acts.close();
+        if tokio::time::timeout(limit, self.acts.wait()).await.is_err() {
+            error!("acts still under way after {limit:?} were left");
+        }
+    }
+
+    /// Brings `act` to its end even if the caller drops this future. `None`: the act panicked.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        act: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        self.acts.spawn(act).await.ok()
     }
 
     /// Keys and policies as the proxy door reads them.

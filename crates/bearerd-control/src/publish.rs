@@ -2,13 +2,14 @@
 //! process does the same at once, so that an operator sees an act in force when it returns.
 
 use std::{
+    collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use bearerd_model::{CallerKey, Integration, Policy};
 use bearerd_policy::Snapshot;
-use bearerd_store::{ChangeCounter, Changes, Kind, Record, StoreError};
+use bearerd_store::{ChangeCounter, Changes, Kind, Record, RecordKey, StoreError};
 use tokio::{
     sync::Mutex,
     time::{Interval, MissedTickBehavior},
@@ -21,9 +22,18 @@ use crate::Control;
 /// How far this process has followed the store.
 #[derive(Debug, Default)]
 pub(crate) struct Spread {
-    followed: Mutex<Option<ChangeCounter>>,
+    followed: Mutex<Followed>,
     store_reachable: AtomicBool,
     snapshot_loaded: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Followed {
+    /// Every change up to here was taken over, but for what is owed. `None`: nothing was read yet.
+    counter: Option<ChangeCounter>,
+    /// Changed records that the store refused to give while it answered for others. They are asked for again each
+    /// time; what changed after them does not wait for that (S-04).
+    owed: BTreeSet<RecordKey>,
 }
 
 /// How the store and this process stand, for `/readyz`.
@@ -90,7 +100,7 @@ impl Control {
     /// Takes over what changed since last time.
     pub(crate) async fn follow(&self) -> Result<(), StoreError> {
         let mut followed = self.spread.followed.lock().await;
-        let result = self.follow_from(*followed).await;
+        let result = self.follow_from(&mut followed).await;
         let reachable = result.is_ok();
         if self.spread.store_reachable.swap(reachable, Ordering::Relaxed) != reachable {
             match &result {
@@ -98,35 +108,37 @@ impl Control {
                 Err(error) => error!(%error, "the store does not answer: {error}"),
             }
         }
-        *followed = Some(result?);
-        Ok(())
+        result
     }
 
-    async fn follow_from(&self, followed: Option<ChangeCounter>) -> Result<ChangeCounter, StoreError> {
+    /// Keys and policies first: a revoked key waits for no connection.
+    async fn follow_from(&self, followed: &mut Followed) -> Result<(), StoreError> {
         let asked_at = self.clock.now();
-        let changes = match followed {
+        let changes = match followed.counter {
             Some(counter) => self.store.changes(counter).await?,
             // The counter is read before the records, so that nothing falls between.
             None => match self.store.changes(ChangeCounter::default()).await? {
                 Changes::Since { counter, .. } | Changes::Missed { counter } => Changes::Missed { counter },
             },
         };
-        match changes {
-            Changes::Since { counter, keys } => {
-                self.tokens.apply(&keys).await?;
+        let refused = match &changes {
+            Changes::Since { keys, .. } => {
                 if keys.iter().any(|key| matches!(key.kind, Kind::CallerKey | Kind::Policy)) {
                     self.publish_snapshot().await?;
                 } else {
                     self.snapshot.confirm(asked_at);
                 }
-                Ok(counter)
+                let due: BTreeSet<&RecordKey> = followed.owed.iter().chain(keys).collect();
+                self.tokens.apply(&due.into_iter().cloned().collect::<Vec<_>>()).await?
             }
-            Changes::Missed { counter } => {
-                self.tokens.apply_all().await?;
+            Changes::Missed { .. } => {
                 self.publish_snapshot().await?;
-                Ok(counter)
+                self.tokens.apply_all().await?
             }
-        }
+        };
+        followed.counter = Some(changes.counter());
+        followed.owe(refused);
+        Ok(())
     }
 
     async fn publish_snapshot(&self) -> Result<(), StoreError> {
@@ -170,23 +182,30 @@ impl Control {
     }
 
     /// Writes when each key was last used: at most once a minute, and once at the end.
-    async fn write_last_uses(&self) {
+    pub(crate) async fn write_last_uses(&self) {
         for (id, used_at) in self.snapshot.load().drain_last_used() {
-            let result = self
-                .store
-                .update::<CallerKey, ()>(id.as_str(), |key| {
-                    if key.last_used_at >= Some(used_at) {
-                        return Err(());
-                    }
-                    key.last_used_at = Some(used_at);
-                    Ok(())
-                })
-                .await;
-            if let Err(bearerd_store::UpdateError::Store(error)) = result {
-                warn!(%error, "the last use of caller key {id} was not written");
+            let Err(error) = self.write_last_use(&id, used_at).await else { continue };
+            warn!(%error, "the last use of caller key {id} was not written");
+            if !matches!(error, StoreError::Damaged { .. }) {
                 return;
             }
         }
+    }
+}
+
+impl Followed {
+    fn owe(&mut self, refused: Vec<(RecordKey, StoreError)>) {
+        let mut owed = BTreeSet::new();
+        for (key, error) in refused {
+            if !self.owed.contains(&key) {
+                error!(%error, "a change of {key} is not in force here until the store gives the record: {error}");
+            }
+            owed.insert(key);
+        }
+        for key in self.owed.difference(&owed) {
+            info!("the change of {key} is in force");
+        }
+        self.owed = owed;
     }
 }
 

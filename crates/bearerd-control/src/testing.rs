@@ -246,6 +246,7 @@ fn matches(given: &GivenCode, form: &HashMap<String, String>) -> bool {
 /// Before or after which command a hook is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
+    BeforeCreate(Kind),
     BeforeReplace(Kind),
     AfterLoad(Kind),
 }
@@ -260,6 +261,8 @@ pub(crate) struct FrailBackend {
     pub(crate) down: AtomicBool,
     /// The log of changes reaches back to nothing.
     pub(crate) forgetful: AtomicBool,
+    /// This record is not given, for this reason.
+    pub(crate) withheld: Mutex<Option<(RecordKey, StoreError)>>,
     /// With how many passes of the point to let go by first.
     hooks: Mutex<Vec<(Point, usize, Hook)>>,
 }
@@ -286,6 +289,11 @@ impl FrailBackend {
         let key = RecordKey::new(kind, id);
         let (revision, _) = self.inner.load(&key).await.unwrap().unwrap();
         self.inner.replace(&key, revision, Sealed::from_bytes(vec![7; 64])).await.unwrap().unwrap();
+    }
+
+    /// Does not give the record, for this reason.
+    pub(crate) fn withhold(&self, kind: Kind, id: &str, why: StoreError) {
+        *lock(&self.withheld) = Some((RecordKey::new(kind, id), why));
     }
 
     async fn reached(&self, point: Point) {
@@ -317,6 +325,11 @@ fn disordered(revision: Revision) -> Revision {
 impl Backend for FrailBackend {
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
         self.check()?;
+        if let Some((withheld, error)) = &*lock(&self.withheld)
+            && withheld == key
+        {
+            return Err(error.clone());
+        }
         let loaded = self.inner.load(key).await?;
         self.reached(Point::AfterLoad(key.kind)).await;
         Ok(loaded.map(|(revision, sealed)| (disordered(revision), sealed)))
@@ -329,6 +342,7 @@ impl Backend for FrailBackend {
         expires_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         self.check()?;
+        self.reached(Point::BeforeCreate(key.kind)).await;
         Ok(self.inner.create(key, value, expires_at).await?.map(disordered))
     }
 
@@ -362,7 +376,9 @@ impl Backend for FrailBackend {
         self.check()?;
         let mut page = self.inner.list(kind, after, limit).await?;
         for record in &mut page {
-            record.revision = disordered(record.revision);
+            if let Ok((revision, _)) = &mut record.content {
+                *revision = disordered(*revision);
+            }
         }
         Ok(page)
     }

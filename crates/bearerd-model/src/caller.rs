@@ -26,7 +26,16 @@ pub struct CallerKey {
     pub default_connection: Option<ConnectionId>,
     pub expires_at: Option<UnixTime>,
     pub created_at: UnixTime,
+    /// Stored beside the key, as a [`CallerKeyUse`]: `None` in a key as it comes from the store.
+    #[serde(skip)]
     pub last_used_at: Option<UnixTime>,
+}
+
+/// When a caller key was last used, by whichever process.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CallerKeyUse {
+    pub id: CallerKeyId,
+    pub last_used_at: UnixTime,
 }
 
 /// Which connections a rule opens.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{AccessToken, RefreshToken, UnixTime};
 
-/// Counts the access tokens a connection has had. Grows by one whenever a different access token is stored, and
-/// never otherwise, so "the token of generation 7 was refused" names exactly one token.
+/// Counts the access tokens of one grant. Grows by one whenever a different access token is stored, and never
+/// otherwise, so "the token of generation 7 was refused" names one token; a grant after a purge counts anew.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
 )]

@@ -11,7 +11,7 @@ mod instance;
 mod integration;
 mod secret;
 
-pub use caller::{CallerKey, ConnectionSelector, KeySecret, MethodSet, Policy, Rule, TableSet};
+pub use caller::{CallerKey, CallerKeyUse, ConnectionSelector, KeySecret, MethodSet, Policy, Rule, TableSet};
 pub use clock::{Clock, FakeClock, UnixTime};
 pub use connection::{Connection, DeathCause, Freeze, Health, InstanceUser, Lifecycle};
 pub use consent::{ConnectLink, ConsentFlow, ConsentOutcome, ConsentResult};

@@ -93,6 +93,8 @@ fn basic(id: &str, secret: &ClientSecret) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn encode(
@@ -149,5 +151,40 @@ mod tests {
         assert_eq!(String::from_utf8(decoded).unwrap(), "our+id:p%3Aw%2Bd%2F+%7E");
         let (body, header) = encode(request, None, TokenEndpointAuth::Basic);
         assert_eq!((body.as_str(), header), ("grant_type=client_credentials&client_id=our+id", None));
+    }
+
+    proptest! {
+        /// O-34, O-40: whatever id, secret and token hold, the server reads them back, once, by one method.
+        #[test]
+        fn every_value_arrives_as_it_is(
+            id in "[ -~]{1,40}", secret in "[ -~]{1,40}", token in "[ -~]{1,80}", in_header in any::<bool>(),
+        ) {
+            let auth = if in_header { TokenEndpointAuth::Basic } else { TokenEndpointAuth::Body };
+            let client_secret = ClientSecret::parse(secret.clone()).unwrap();
+            let token_value = RefreshToken::parse(token.clone()).unwrap();
+            let client = Client { id: &id, secret: Some(&client_secret), auth };
+            let encoded = TokenRequest::RefreshToken(&token_value).encode(client);
+            let form: Vec<(String, String)> =
+                form_urlencoded::parse(encoded.body.as_bytes()).into_owned().collect();
+            let values = |wanted: &str| -> Vec<String> {
+                form.iter().filter(|(name, _)| name == wanted).map(|(_, value)| value.clone()).collect()
+            };
+            prop_assert_eq!(values("refresh_token"), vec![token]);
+            if in_header {
+                let header = encoded.authorization.unwrap();
+                let pair = STANDARD.decode(header.strip_prefix("Basic ").unwrap()).unwrap();
+                let pair = String::from_utf8(pair).unwrap();
+                let decoded = |text: &str| {
+                    let padded = format!("x={text}");
+                    form_urlencoded::parse(padded.as_bytes()).next().unwrap().1.into_owned()
+                };
+                let (left, right) = pair.split_once(':').unwrap();
+                prop_assert_eq!((decoded(left), decoded(right)), (id, secret));
+                prop_assert!(values("client_id").is_empty() && values("client_secret").is_empty());
+            } else {
+                prop_assert!(encoded.authorization.is_none());
+                prop_assert_eq!((values("client_id"), values("client_secret")), (vec![id], vec![secret]));
+            }
+        }
     }
 }

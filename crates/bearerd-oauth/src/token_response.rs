@@ -278,7 +278,56 @@ mod tests {
         assert!(bare.expires_in.is_none() && bare.refresh_token.is_none() && bare.scope.is_none());
     }
 
+    /// O-35: hostile sizes and depths are refused, not survived by luck, and no answer is quoted.
+    #[test]
+    fn what_no_server_sends_is_refused() {
+        let deep =
+            format!(r#"{{"access_token":"canary","x":{}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        let long = format!(r#"{{"access_token":"{}"}}"#, "canary".repeat(4_000));
+        for body in [
+            deep.as_str(),
+            &long,
+            r#"["canary"]"#,
+            r#"{"access_token":["canary"]}"#,
+            r#"{"access_token":"canary\u0000"}"#,
+            r#"{"access_token":"canary","refresh_token":"ca\u0007nary"}"#,
+            r#"{"access_token":"canary","token_type":1}"#,
+            r#"{"access_token":"canary","expires_in":"inf"}"#,
+            r#"{"access_token":"canary","expires_in":"NaN"}"#,
+            r#"{"access_token":"canary","expires_in":[]}"#,
+            r#"{"access_token":"="}"#,
+        ] {
+            let error = parse_token_response(200, JSON, None, body.as_bytes()).unwrap_err();
+            assert_eq!(error.verdict(), Verdict::Transient, "{body:.80}");
+            assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+        }
+        let weird = accept(r#"{"access_token":"a","refresh_token":"","scope":7,"expires_in":" 60 "}"#);
+        assert!(weird.refresh_token.is_none() && weird.scope.is_none());
+        assert_eq!(weird.expires_in, Some(Duration::from_mins(1)));
+        assert!(accept(r#"{"access_token":"a","refresh_token":null}"#).refresh_token.is_none());
+    }
+
+    /// What a server asks us to wait reaches whoever waits, and nothing else carries it.
+    #[test]
+    fn a_server_s_pause_is_kept() {
+        let pause = Some(Duration::from_secs(7));
+        for (status, body, expected) in
+            [(429, "{}", pause), (503, "", pause), (404, "{}", pause), (401, "{}", None), (200, "<p>", None)]
+        {
+            let error = parse_token_response(status, JSON, pause, body.as_bytes()).unwrap_err();
+            assert_eq!(error.retry_after(), expected, "{status}");
+        }
+    }
+
     proptest! {
+        /// Only a 200 issues tokens.
+        #[test]
+        fn no_other_status_issues_tokens(status in 100_u16..700) {
+            let body = br#"{"access_token":"a","expires_in":1800}"#;
+            let issued = parse_token_response(status, JSON, None, body).is_ok();
+            prop_assert_eq!(issued, status == 200);
+        }
+
         #[test]
         fn any_answer_is_judged_without_panic(status in 100u16..700, kind in ".*", body in any::<Vec<u8>>()) {
             let _ = parse_token_response(status, Some(&kind), None, &body);

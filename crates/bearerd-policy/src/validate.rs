@@ -94,7 +94,8 @@ const RULES_MAX: usize = 100;
 const TABLES_MAX: usize = 500;
 const CONNECTIONS_MAX: usize = 1000;
 const LABELS_MAX: usize = 16;
-const LABEL_BYTES_MAX: usize = 128;
+/// What a connection's labels may have.
+const LABEL_BYTES_MAX: usize = 200;
 
 #[cfg(test)]
 mod tests {
@@ -152,5 +153,20 @@ mod tests {
         check(selected.clone(), &PolicyFault::EmptySet { rule: 1, set: "labels" });
         selected.connections = ConnectionSelector::Labels(BTreeMap::from([(String::new(), String::new())]));
         check(selected, &PolicyFault::Label { rule: 1 });
+    }
+
+    /// The longest label that a connection may have can be selected.
+    #[test]
+    fn a_label_is_as_long_as_a_connections() {
+        let selecting = |key_bytes: usize, value_bytes: usize| Rule {
+            connections: ConnectionSelector::Labels(BTreeMap::from([(
+                "k".repeat(key_bytes),
+                "v".repeat(value_bytes),
+            )])),
+            ..rule(&["a"], &["GET"])
+        };
+        assert_eq!(validate_policy(&policy(vec![selecting(200, 200)])), Ok(()));
+        check(selecting(201, 1), &PolicyFault::Label { rule: 1 });
+        check(selecting(1, 201), &PolicyFault::Label { rule: 1 });
     }
 }

@@ -112,7 +112,7 @@ pub(crate) fn step(
             view.last_use.mark(now);
             Ok(Step::Go(view, token))
         }
-        Standing::Ready(_) => Ok(Step::Acquire(view)),
+        Standing::Ready(_) | Standing::NeedsToken => Ok(Step::Acquire(view)),
     }
 }
 
@@ -155,6 +155,11 @@ pub(crate) fn not_lent(error: &LendError) -> Fault {
             Fault::new(Code::TokenUnavailable).detail(*reason).retry_after(secs)
         }
     }
+}
+
+/// The connection that was judged is not, or not quite, the one that lent the token: the next call is judged anew.
+pub(crate) fn changed_meanwhile() -> Fault {
+    Fault::new(Code::TokenUnavailable).detail("The connection was changed meanwhile.").retry_after(1)
 }
 
 /// Says nothing that differs between a connection that does not exist and one that the key may not use (S-16).

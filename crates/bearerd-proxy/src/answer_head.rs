@@ -2,6 +2,7 @@
 //! infrastructure (P-08), with links that point at the instance pointing at bearerd instead (P-09).
 
 use bearerd_model::InstanceOrigin;
+use bearerd_policy::Method;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 
 use crate::{
@@ -44,15 +45,16 @@ pub(crate) fn check_framing(head: &response::Parts) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The two answers of the table family that are no answers: clients would take them for data.
-pub(crate) fn check_sense(head: &response::Parts, wanted: Wanted) -> Result<(), Fault> {
+/// The two answers of the table family that are no answers: clients would take them for data. Whether the instance
+/// executed the request nobody knows, so that an invitation to repeat it is for reads alone.
+pub(crate) fn check_sense(head: &response::Parts, wanted: Wanted, method: Method) -> Result<(), Fault> {
     if head.status == StatusCode::ACCEPTED {
         return Err(Fault::new(Code::InstanceDroppedRequest));
     }
     // A 401 has rules of its own, whatever its body.
     let surprised = !wanted.html && head.status != StatusCode::UNAUTHORIZED;
     if surprised && head.headers.get(header::CONTENT_TYPE).is_some_and(is_html) {
-        return Err(Fault::new(Code::InstanceAsleep));
+        return Err(Fault::new(Code::InstanceAsleep).retryable(method.is_safe()));
     }
     Ok(())
 }
@@ -389,7 +391,7 @@ mod tests {
         let outcome = |status: u16, content_type: &str, wanted: Wanted| {
             let head =
                 Response::builder().status(status).header("content-type", content_type).body(()).unwrap();
-            check_sense(&head.into_parts().0, wanted).err().map(|fault| fault.code)
+            check_sense(&head.into_parts().0, wanted, Method::Get).err().map(|fault| fault.code)
         };
         let json = Wanted { format: Format::Json, html: false };
         for (status, content_type, expected) in [

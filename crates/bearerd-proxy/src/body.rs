@@ -75,14 +75,18 @@ impl CallerBody {
         }))
     }
 
-    /// The body from its beginning, for the next attempt. Only while [`Self::is_at_hand`].
-    pub(crate) fn attempt(&self) -> UpstreamBody {
+    /// The body from its beginning, for the next attempt; an earlier one gets no more of it. `None`: its beginning is
+    /// no longer [at hand](Self::is_at_hand).
+    pub(crate) fn attempt(&self) -> Option<UpstreamBody> {
+        if !self.is_at_hand() {
+            return None;
+        }
         let attempt = self.0.attempts.get() + 1;
         self.0.attempts.set(attempt);
-        UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt, at: 0 }))
+        Some(UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt, at: 0 })))
     }
 
-    /// Can it be sent once more, from its beginning?
+    /// Can it be sent once more, from its beginning? What is under way may change that at any wait.
     pub(crate) fn is_at_hand(&self) -> bool {
         !self.0.kept.borrow().overflown && self.0.fault.get().is_none()
     }

@@ -144,14 +144,13 @@ async fn forward(
     });
     let outgoing = Outgoing {
         worker,
-        pool: worker.pools.pool(&view.upstream),
         method: head.method,
         sent: parts,
         target: upstream_head::target(&route, parts.uri.query()),
         body,
     };
-    let (answer, incoming, lease) = exchange(&outgoing, &view, token).await.map_err(concerned)?;
-    if let Err(fault) = answer_head::check_sense(&answer, head.wanted) {
+    let (answer, incoming, lease) = exchange(&outgoing, &view.id, token).await.map_err(concerned)?;
+    if let Err(fault) = answer_head::check_sense(&answer, head.wanted, head.method) {
         if incoming.is_end_stream() {
             lease.give_back();
         }
@@ -187,6 +186,13 @@ async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionVi
                 let refused =
                     |error| Failed { fault: admit::not_lent(&error), connection: Some(view.id.clone()) };
                 let token = acquired.map_err(refused)?;
+                // Another upstream, or another connection under the same id, and nobody has judged that one.
+                if !Arc::ptr_eq(&token.upstream, &view.upstream) {
+                    return Err(Failed {
+                        fault: admit::changed_meanwhile(),
+                        connection: Some(view.id.clone()),
+                    });
+                }
                 view.last_use.mark(worker.clock.now());
                 return Ok((view, token));
             }
@@ -204,7 +210,6 @@ async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionVi
 /// A call that policy has let through.
 struct Outgoing<'a> {
     worker: &'a Rc<Worker>,
-    pool: Rc<Pool>,
     method: Method,
     /// The caller's own head.
     sent: &'a request::Parts,
@@ -215,37 +220,43 @@ struct Outgoing<'a> {
 type Answer = (response::Parts, Incoming, Lease);
 
 /// Sends the call; and once more after a 401, with the token that a forced refresh brought, if the body is still at
-/// hand. A 401 precedes execution, so no write runs twice (P-26, I-11).
-async fn exchange(outgoing: &Outgoing<'_>, view: &ConnectionView, token: LentToken) -> Result<Answer, Fault> {
-    let first = send(outgoing, &token).await?;
-    if first.0.status != StatusCode::UNAUTHORIZED {
-        outgoing.body.iter().for_each(CallerBody::keep_no_more);
-        return Ok(first);
-    }
-    let outcome = outgoing.worker.tokens.refused(&view.id, token.generation);
-    if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
-        // The next call profits from the refresh.
-        spawn_local(outcome);
-        return Ok(first);
-    }
-    match outcome.await {
-        AfterRefusal::Replay(token) => {
+/// hand *after* the refresh and the token is for the instance that answered. A 401 precedes execution, so no write
+/// runs twice (P-26, I-4, I-11).
+async fn exchange(outgoing: &Outgoing<'_>, id: &ConnectionId, token: LentToken) -> Result<Answer, Fault> {
+    let attempt = outgoing.attempt(&token).expect("nothing of the body has passed yet");
+    let first = send(outgoing, attempt).await?;
+    if first.0.status == StatusCode::UNAUTHORIZED {
+        let outcome = outgoing.worker.tokens.refused(id, &token);
+        if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
+            // The next call profits from the refresh.
+            spawn_local(outcome);
+        } else if let AfterRefusal::Replay(newer) = outcome.await
+            && Arc::ptr_eq(&newer.upstream, &token.upstream)
+            && let Some(attempt) = outgoing.attempt(&newer)
+        {
             // Its connection is closed, and with it what was still being sent there.
             drop(first);
             outgoing.worker.shard.replays.add_one();
-            send(outgoing, &token).await
+            return send(outgoing, attempt).await;
         }
-        AfterRefusal::PassThrough => Ok(first),
     }
+    outgoing.body.iter().for_each(CallerBody::keep_no_more);
+    Ok(first)
+}
+
+/// A request and where it goes: both follow from one token, so that it goes nowhere else (I-4).
+struct OneAttempt {
+    pool: Rc<Pool>,
+    request: Request<UpstreamBody>,
 }
 
 /// Sends one attempt and waits for the answer's head. The attempt moves to another connection only while not a byte
 /// of it was written (P-28).
-async fn send(outgoing: &Outgoing<'_>, token: &LentToken) -> Result<Answer, Fault> {
+async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt) -> Result<Answer, Fault> {
     let worker = outgoing.worker;
-    let mut request = outgoing.request(token);
+    let OneAttempt { pool, mut request } = attempt;
     loop {
-        let mut connection = worker.pools.take(&outgoing.pool).await.map_err(|error| {
+        let mut connection = worker.pools.take(&pool).await.map_err(|error| {
             Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
         })?;
         let is_reused = connection.is_reused;
@@ -253,7 +264,7 @@ async fn send(outgoing: &Outgoing<'_>, token: &LentToken) -> Result<Answer, Faul
         let mut refused = match answered {
             Ok(answer) => {
                 let (head, incoming) = answer.into_parts();
-                let lease = Lease::new(connection, Rc::clone(&outgoing.pool), outgoing.body.clone());
+                let lease = Lease::new(connection, pool, outgoing.body.clone());
                 let checked = answer_head::check_framing(&head);
                 return checked
                     .map(|()| (head, incoming, lease))
@@ -270,16 +281,21 @@ async fn send(outgoing: &Outgoing<'_>, token: &LentToken) -> Result<Answer, Faul
 }
 
 impl Outgoing<'_> {
-    fn request(&self, token: &LentToken) -> Request<UpstreamBody> {
-        let body = self.body.as_ref().map_or(UpstreamBody::EMPTY, CallerBody::attempt);
+    /// `None`: the body cannot be sent from its beginning any more.
+    fn attempt(&self, token: &LentToken) -> Option<OneAttempt> {
+        let body = match &self.body {
+            Some(body) => body.attempt()?,
+            None => UpstreamBody::EMPTY,
+        };
         let empty_write =
             self.body.is_none() && matches!(self.method, Method::Post | Method::Put | Method::Patch);
+        let pool = self.worker.pools.pool(&token.upstream);
         let mut request = Request::new(body);
         *request.method_mut() = self.sent.method.clone();
         *request.uri_mut() = Uri::from(self.target.clone());
         *request.headers_mut() =
-            upstream_head::headers(&self.sent.headers, &self.pool.host, &token.bearer, empty_write);
-        request
+            upstream_head::headers(&self.sent.headers, &pool.host, &token.bearer, empty_write);
+        Some(OneAttempt { pool, request })
     }
 
     /// Waits for `answer`, as long as the limits on silence allow.

@@ -304,6 +304,27 @@ impl Code {
     }
 }
 
+/// The body in JSON. Members come in this order, whatever features of `serde_json` a build turns on.
+#[derive(serde::Serialize)]
+struct JsonBody<'a> {
+    error: JsonError<'a>,
+    status: &'static str,
+    bearerd: JsonRemedy,
+}
+
+#[derive(serde::Serialize)]
+struct JsonError<'a> {
+    message: &'static str,
+    detail: Option<&'a str>,
+}
+
+#[derive(serde::Serialize)]
+struct JsonRemedy {
+    code: &'static str,
+    retryable: bool,
+    fix: &'static str,
+}
+
 /// One refused or failed call: the code and what is to be said about this occurrence.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -394,12 +415,12 @@ impl Fault {
     fn body(&self, format: Format) -> Bytes {
         let line = self.code.line();
         match format {
-            Format::Json => serde_json::json!({
-                "error": { "message": line.message, "detail": self.detail },
-                "status": "failure",
-                "bearerd": { "code": line.name, "retryable": self.retryable, "fix": line.fix },
+            Format::Json => serde_json::to_vec(&JsonBody {
+                error: JsonError { message: line.message, detail: self.detail.as_deref() },
+                status: "failure",
+                bearerd: JsonRemedy { code: line.name, retryable: self.retryable, fix: line.fix },
             })
-            .to_string()
+            .unwrap_or_default()
             .into(),
             Format::Xml => format!(
                 "<?xml version=\"1.0\" encoding=\"UTF-8\"?><response><error><message>{}</message><detail>{}</detail></error>\
@@ -510,9 +531,9 @@ mod tests {
         let fault = Fault::new(Code::PolicyDenied).detail("rule 1 & <2>");
         assert_eq!(
             std::str::from_utf8(&fault.body(Format::Json)).unwrap(),
-            "{\"bearerd\":{\"code\":\"policy_denied\",\"fix\":\"Ask an operator to open it in a policy of the key.\",\
-             \"retryable\":false},\"error\":{\"detail\":\"rule 1 & <2>\",\"message\":\"The policy of the caller key does \
-             not allow this call\"},\"status\":\"failure\"}"
+            "{\"error\":{\"message\":\"The policy of the caller key does not allow this call\",\
+             \"detail\":\"rule 1 & <2>\"},\"status\":\"failure\",\"bearerd\":{\"code\":\"policy_denied\",\
+             \"retryable\":false,\"fix\":\"Ask an operator to open it in a policy of the key.\"}}"
         );
         assert_eq!(
             std::str::from_utf8(&fault.body(Format::Xml)).unwrap(),

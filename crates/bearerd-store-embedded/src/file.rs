@@ -1,9 +1,8 @@
 //! The file itself: opened, made, locked, and opened again after the disk failed.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -176,7 +175,7 @@ fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
 }
 
 fn open_database(path: &Path) -> Result<Database, OpenEmbeddedError> {
-    let file = open_file(path).map_err(|error| of_io(path, error))?;
+    let file = open_or_make(path)?;
     let backend = FileBackend::new(file).map_err(|error| of_database(path, error))?;
     prepare(path, Builder::new().set_cache_size(CACHE_BYTES_MAX).create_with_backend(backend))
 }
@@ -185,7 +184,7 @@ fn open_database(path: &Path) -> Result<Database, OpenEmbeddedError> {
 pub(crate) fn peek(path: &Path, key: &RecordKey) -> Option<Sealed> {
     let database = Builder::new().set_cache_size(PEEK_CACHE_BYTES_MAX).open_read_only(path).ok()?;
     let tables = ReadTables::open(&database.begin_read().ok()?).ok()?;
-    Some(tables.load(key).ok()??.1)
+    Some(tables.load(key).ok()??.ok()?.1)
 }
 
 /// Makes the tables of a new file, and checks whose file an old one is.
@@ -218,18 +217,37 @@ fn prepare(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Datab
     Ok(database)
 }
 
-/// Opens the file, or makes it for its owner alone and makes its name durable.
-fn open_file(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        opened => return opened,
+/// Opens the file; where there is none, makes it first.
+fn open_or_make(path: &Path) -> Result<File, OpenEmbeddedError> {
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
+        opened => return opened.map_err(|error| of_io(path, error)),
     }
-    let file = options.create(true).mode(FILE_MODE).open(path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()?;
-    Ok(file)
+    open().map_err(|error| of_io(path, error))
+}
+
+/// Makes a store file, readable and writable by its owner alone. It gets its name when it is whole: whoever is killed
+/// before leaves nothing in its place, and what another process has put there meanwhile stays.
+fn make(path: &Path) -> Result<(), OpenEmbeddedError> {
+    let failed = |error| of_io(path, error);
+    // A link that leads to no file yet goes on leading there.
+    let path = &fs::read_link(path).map_or_else(|_| path.to_path_buf(), |target| folder(path).join(target));
+    let unfinished =
+        tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(folder(path)).map_err(failed)?;
+    let file = unfinished.as_file().try_clone().map_err(failed)?;
+    let backend = FileBackend::new(file).map_err(|error| of_database(path, error))?;
+    drop(prepare(path, Builder::new().create_with_backend(backend))?); // closes it in order
+    unfinished.as_file().sync_all().map_err(failed)?;
+    match unfinished.persist_noclobber(path) {
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        persisted => drop(persisted.map_err(|error| failed(error.error))?),
+    }
+    File::open(folder(path)).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn of_io(path: &Path, source: io::Error) -> OpenEmbeddedError {
@@ -258,8 +276,8 @@ fn of_database(path: &Path, error: DatabaseError) -> OpenEmbeddedError {
     }
 }
 
-/// Readable and writable by the owner alone.
-const FILE_MODE: u32 = 0o600;
+/// Begins the name of a store file that is not whole yet.
+const UNFINISHED_PREFIX: &str = ".bearerd-unfinished-";
 /// Pages kept in memory: ten thousand connections of 2 KiB, three times over. redb's own default is 1 GiB.
 const CACHE_BYTES_MAX: usize = 64 << 20;
 /// A few pages lead to one record.
@@ -321,7 +339,7 @@ mod tests {
         let fails = Arc::new(AtomicBool::new(false));
         let (opener_path, disk_fails) = (path.to_path_buf(), Arc::clone(&fails));
         let open = move || {
-            let file = FileBackend::new(open_file(&opener_path).unwrap()).unwrap();
+            let file = FileBackend::new(open_or_make(&opener_path)?).unwrap();
             let disk = FailingDisk { file, fails: Arc::clone(&disk_fails) };
             prepare(&opener_path, Builder::new().create_with_backend(disk))
         };

@@ -15,6 +15,17 @@
 //!
 //! redb keeps the pages of the last transaction intact until the next one is on disk, and reuses pages that are no
 //! longer needed, so the file is as large as the records ever were at once, never compacted, and safe to kill.
+//!
+//! # What opening writes
+//!
+//! Opening a file marks it as open, and after a kill redb first repairs it: it drops what was never committed and
+//! counts its pages anew. That is recovery and no change of content: every record, revision and counter is as the last
+//! commit left it. It comes before anyone could prove the master key, which only the records can (S-07);
+//! [`EmbeddedBackend::peek`] proves it without writing a byte where the file was closed in order.
+//!
+//! A new file is made under a name of its own (`.bearerd-unfinished-…`, in the same folder), with its tables, and gets
+//! its own name when it is whole and on disk. A process that is killed meanwhile leaves no half-made store in its
+//! place, but may leave that other file, which may be deleted.
 
 mod file;
 mod tables;
@@ -44,7 +55,8 @@ impl EmbeddedBackend {
     /// Opens the store file, or makes one, readable by its owner alone. One process has it open at a time.
     ///
     /// # Errors
-    /// [`OpenEmbeddedError`] says what is in the way. A file that is not a store is left as it is.
+    /// [`OpenEmbeddedError`] says what is in the way. A file that is not a store is left as it is, and the content of
+    /// one that is a store, too.
     pub async fn open(path: &Path) -> Result<Self, OpenEmbeddedError> {
         let path = path.to_path_buf();
         let file = Arc::new(StoreFile::open(path).await?);
@@ -83,8 +95,10 @@ impl EmbeddedBackend {
 #[async_trait]
 impl Backend for EmbeddedBackend {
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
-        let key = key.clone();
-        self.read(move |tables| tables.load(&key)).await
+        let wanted = key.clone();
+        let found = self.read(move |tables| tables.load(&wanted)).await?;
+        let damaged = |fault: &str| StoreError::Damaged { key: key.clone(), fault: fault.to_owned() };
+        found.transpose().map_err(damaged)
     }
 
     async fn create(

@@ -1,11 +1,13 @@
 //! What the calls of a backend do to the tables of the file, within one transaction.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bearerd_crypto::Sealed;
 use bearerd_model::UnixTime;
 use bearerd_store::{CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoredRecord};
 use redb::{
-    ReadOnlyTable, ReadTransaction, ReadableTable, StorageError, Table, TableDefinition, TableError,
-    WriteTransaction,
+    AccessGuard, ReadOnlyTable, ReadTransaction, ReadableTable, StorageError, Table, TableDefinition,
+    TableError, WriteTransaction,
 };
 
 type Key = (&'static str, &'static str);
@@ -46,6 +48,9 @@ struct Found {
     value: Sealed,
 }
 
+/// What stands in a record's place: the record, or what is wrong with it.
+pub(crate) type Content = Result<(Revision, Sealed), &'static str>;
+
 impl ReadTables {
     pub(crate) fn open(transaction: &ReadTransaction) -> Result<Self, TableError> {
         Ok(Self {
@@ -55,9 +60,9 @@ impl ReadTables {
         })
     }
 
-    pub(crate) fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, redb::Error> {
+    pub(crate) fn load(&self, key: &RecordKey) -> Result<Option<Content>, redb::Error> {
         let found = find(&self.records, key)?;
-        Ok(found.map(|found| (found.revision, found.value)))
+        Ok(found.map(|found| found.map(|found| (found.revision, found.value))))
     }
 
     pub(crate) fn list(
@@ -79,12 +84,8 @@ impl ReadTables {
             if after == Some(id) {
                 continue;
             }
-            let (revision, _, value) = value.value();
-            page.push(StoredRecord {
-                id: id.to_owned(),
-                revision: Revision(revision),
-                value: Sealed::from_bytes(value.to_vec()),
-            });
+            let content = decode(&value).map(|found| (found.revision, found.value)).map_err(str::to_owned);
+            page.push(StoredRecord { id: id.to_owned(), content });
         }
         Ok(page)
     }
@@ -157,14 +158,14 @@ impl<'txn> WriteTables<'txn> {
         next: &Sealed,
     ) -> Result<Option<Revision>, StorageError> {
         match find(&self.records, key)? {
-            Some(found) if found.revision == expected => self.put(key, next, found.expires_at).map(Some),
+            Some(Ok(found)) if found.revision == expected => self.put(key, next, found.expires_at).map(Some),
             _ => Ok(None),
         }
     }
 
     pub(crate) fn delete(&mut self, key: &RecordKey, expected: Revision) -> Result<bool, StorageError> {
         match find(&self.records, key)? {
-            Some(found) if found.revision == expected => {
+            Some(Ok(found)) if found.revision == expected => {
                 self.remove(key, found.expires_at)?;
                 self.log_change(key)?;
                 Ok(true)
@@ -173,8 +174,9 @@ impl<'txn> WriteTables<'txn> {
         }
     }
 
+    /// A damaged record stays, and is nobody's.
     pub(crate) fn take(&mut self, key: &RecordKey) -> Result<Option<Sealed>, StorageError> {
-        let Some(found) = find(&self.records, key)? else { return Ok(None) };
+        let Some(Ok(found)) = find(&self.records, key)? else { return Ok(None) };
         self.remove(key, found.expires_at)?;
         self.log_change(key)?;
         Ok(Some(found.value))
@@ -240,10 +242,19 @@ impl<'txn> WriteTables<'txn> {
     }
 }
 
-fn find(records: &impl ReadableTable<Key, Value>, key: &RecordKey) -> Result<Option<Found>, StorageError> {
-    let found = records.get((key.kind.name(), key.id.as_str()))?;
-    Ok(found.map(|found| {
-        let (revision, expires_at, value) = found.value();
+fn find(
+    records: &impl ReadableTable<Key, Value>,
+    key: &RecordKey,
+) -> Result<Option<Result<Found, &'static str>>, StorageError> {
+    Ok(records.get((key.kind.name(), key.id.as_str()))?.map(|stored| decode(&stored)))
+}
+
+/// The seal tells what was altered on disk within it. Of the few bytes before it redb takes for granted that they are
+/// as it wrote them, and panics where they are not: that must not cost other records (S-04).
+fn decode(stored: &AccessGuard<'_, Value>) -> Result<Found, &'static str> {
+    let decode = || {
+        let (revision, expires_at, value) = stored.value();
         Found { revision: Revision(revision), expires_at, value: Sealed::from_bytes(value.to_vec()) }
-    }))
+    };
+    catch_unwind(AssertUnwindSafe(decode)).map_err(|_| "its entry in the store file was altered")
 }

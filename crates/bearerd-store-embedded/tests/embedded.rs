@@ -7,14 +7,15 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
 };
 
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{Connection, UnixTime};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, OpenStoreError, RecordKey, Store, StoreError,
+    Backend, ChangeCounter, Changes, Kind, OpenStoreError, RecordKey, Revision, Store, StoreError,
+    StoredRecord,
     contract::{self, CANARY, canary_connection, canary_integration},
 };
 use bearerd_store_embedded::{EmbeddedBackend, OpenEmbeddedError};
@@ -77,7 +78,7 @@ async fn a_restart_keeps_everything() {
     };
     assert_eq!(keys, [kept, gone.clone()]);
     let again = backend.create(&gone, sealed("5"), None).await.unwrap().unwrap();
-    assert!(again > highest, "a revision is not given twice, not even across a restart");
+    assert_ne!(again, highest, "a revision is not given twice, not even across a restart");
     assert_eq!(backend.sweep(UnixTime::from_secs(10)).await.unwrap(), 1);
 }
 
@@ -89,12 +90,7 @@ async fn acknowledged_writes_survive_kill_9() {
     let path = folder.path().join("store");
     let mut acknowledged = 0;
     for round in 1..=5 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
-            .env(CHILD_FILE, &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = child_on(&path);
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             // libtest writes "test … ..." in front of the first line.
@@ -110,19 +106,20 @@ async fn acknowledged_writes_survive_kill_9() {
 
         let backend = open(&path).await;
         let found = backend.list(Kind::Connection, None, 10_000).await.unwrap();
+        let value = |record: &StoredRecord| record.content.clone().unwrap().1;
         for number in 1..=acknowledged {
             let record = found.iter().find(|record| record.id == format!("{number:06}"));
             let record = record.unwrap_or_else(|| panic!("write {number} was acknowledged and is gone"));
-            assert_eq!(record.value, numbered(number));
+            assert_eq!(value(record), numbered(number));
         }
         for record in &found {
-            assert_eq!(record.value, numbered(record.id.parse().unwrap()), "{} is torn", record.id);
+            assert_eq!(value(record), numbered(record.id.parse().unwrap()), "{} is torn", record.id);
         }
         acknowledged = found.len(); // the last one may have been written and not acknowledged
     }
 }
 
-/// Not a test by itself: the process that `acknowledged_writes_survive_kill_9` kills.
+/// Not a test by itself: the process that the tests with kill -9 kill.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "how the killing test tells its child where the file is")]
 async fn child_that_writes_until_it_is_killed() {
@@ -276,6 +273,114 @@ async fn a_flipped_byte_costs_one_record() {
     backend.replace(&key("fin"), fin, moved).await.unwrap().unwrap();
     assert!(matches!(store.load::<Connection>("fin").await, Err(StoreError::Damaged { .. })));
     assert!(store.load::<Connection>("it").await.unwrap().is_some_and(|found| found.revision == it));
+}
+
+/// S-04: the part of a record that is not sealed, flipped on disk.
+#[tokio::test]
+async fn a_record_that_does_not_decode_costs_one_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    contract::a_damaged_record_hides_no_other(
+        Arc::new(open(&path).await),
+        async |backend, key: &RecordKey| {
+            let (revision, sealed) = backend.load(key).await.unwrap().unwrap();
+            drop(backend);
+            // The revision, whether there is an `expires_at`, eight bytes for it, the sealed record.
+            let plain = [&revision.0.to_le_bytes()[..], &[0; 9]].concat();
+            let stored = [&plain[..], sealed.as_bytes()].concat();
+            let mut file = fs::read(&path).unwrap();
+            let at: Vec<usize> =
+                (0..file.len() - stored.len()).filter(|at| file[*at..].starts_with(&stored)).collect();
+            assert!(!at.is_empty(), "the record stands in the file as it is thought to");
+            for at in at {
+                file[at + 8] = 0x40;
+            }
+            fs::write(&path, file).unwrap();
+            Arc::new(open(&path).await) as Arc<dyn Backend>
+        },
+    )
+    .await;
+    // Nor does it cost the writers who wait at the same time.
+    let backend = Arc::new(open(&path).await);
+    let writers: tokio::task::JoinSet<bool> = (0..50)
+        .map(|number| {
+            let backend = Arc::clone(&backend);
+            async move {
+                match number % 5 {
+                    0 => backend.take(&key("b")).await.unwrap().is_none(),
+                    1 => !backend.delete(&key("b"), Revision(1)).await.unwrap(),
+                    2 => backend.replace(&key("b"), Revision(1), sealed("1")).await.unwrap().is_none(),
+                    _ => {
+                        backend.create(&key(&format!("{number}")), sealed("1"), None).await.unwrap().is_some()
+                    }
+                }
+            }
+        })
+        .collect();
+    assert!(writers.join_all().await.into_iter().all(|expected| expected));
+}
+
+/// The process is killed while it makes the store. What it leaves behind is a store or nothing, at any moment.
+#[tokio::test]
+async fn a_store_is_made_whole_or_not_at_all() {
+    for _ in 0..30 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let mut child = child_on(&path);
+        while fs::read_dir(folder.path()).unwrap().next().is_none() {
+            assert!(child.try_wait().unwrap().is_none(), "it writes until it is killed");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let backend = open(&path).await;
+        backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    }
+}
+
+/// Of those who make a store at the same moment one does, and the others find it; nobody's is overwritten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn one_of_many_makes_the_store() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let rivals: tokio::task::JoinSet<bool> = (0..8)
+            .map(|_| {
+                let path = path.clone();
+                async move {
+                    match EmbeddedBackend::open(&path).await {
+                        Ok(backend) => backend.create(&key("a"), sealed("1"), None).await.unwrap().is_some(),
+                        Err(OpenEmbeddedError::InUse { .. }) => false,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            })
+            .collect();
+        assert_eq!(rivals.join_all().await.into_iter().filter(|made| *made).count(), 1);
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [path], "nothing else is left in the folder");
+    }
+}
+
+/// A store may be kept elsewhere and linked to, before there is one.
+#[tokio::test]
+async fn a_link_to_no_file_yet_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, target) = (folder.path().join("store"), folder.path().join("elsewhere"));
+    std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+    drop(open(&link).await);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(&target).unwrap().is_file());
+    drop(open(&link).await);
+}
+
+/// A process that makes the store, or opens it, and writes until it is killed.
+fn child_on(path: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_writes_until_it_is_killed", "--nocapture"])
+        .env(CHILD_FILE, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 async fn open(path: &Path) -> EmbeddedBackend {

@@ -27,6 +27,8 @@
 //!   log, and the reader is told to read everything again.
 //! - **Expiry**: by `PEXPIREAT`. The id stays in its index until the next sweep; a list passes over it.
 //! - Reads are plain commands. Nothing is written before the first write.
+//! - **Damage**: half a hash, another type, a revision that is none: whatever stands in a record's place and is no
+//!   record costs that one, and is told as [`StoreError::Damaged`] or as such an entry of a list.
 //!
 //! # How Cluster will split this
 //!
@@ -90,18 +92,38 @@ impl RedisBackend {
         &self.warnings
     }
 
-    async fn read<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, StoreError> {
+    async fn read<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
+        let value = self.ask(Request::One(command)).await?;
+        T::from_redis_value(value).map_err(|_| self.not_ours("an answer"))
+    }
+
+    /// What stands in the place of each of `keys`.
+    async fn read_records(&self, keys: &[RecordKey]) -> Result<Vec<Option<Content>>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new()); // Redis does not answer nothing with nothing
+        }
+        let mut commands = redis::pipe();
+        for key in keys {
+            commands.cmd("HMGET").arg(self.record_key(key)).arg("r").arg("v");
+        }
+        let Value::Array(answers) = self.ask(Request::Many(&commands)).await? else {
+            return Err(self.not_ours("an answer"));
+        };
+        answers.into_iter().map(|answer| self.content(answer)).collect()
+    }
+
+    /// Asks something that writes nothing.
+    async fn ask(&self, request: Request<'_>) -> Result<Value, StoreError> {
         let answer = match self.link.ask(request).await {
             // The server had closed the link in the meantime, most often: a read may simply be sent again.
             Err(Failure::Lost { timed_out: false, .. }) => self.link.ask(request).await,
             answer => answer,
         };
-        let value = answer.map_err(|failure| match failure {
+        answer.map_err(|failure| match failure {
             Failure::NotSent(error) => error,
             Failure::Lost { why, .. } => StoreError::Unreachable(why),
             Failure::Answered(error) => self.link.refusal(&error),
-        })?;
-        T::from_redis_value(value).map_err(|_| self.not_ours("an answer"))
+        })
     }
 
     /// Runs a script until its outcome is known or time is up.
@@ -191,26 +213,33 @@ impl RedisBackend {
         )))
     }
 
-    fn stored(
-        &self,
-        key: &RecordKey,
-        fields: RecordFields,
-    ) -> Result<Option<(Revision, Sealed)>, StoreError> {
-        let (revision, value) = match fields {
-            (None, None) => return Ok(None),
-            (Some(revision), Some(value)) => (revision, value),
-            _ => return Err(self.not_ours(&format!("a record ({key})"))),
+    /// Of the answer for one record. `None`: there is none.
+    fn content(&self, answer: Value) -> Result<Option<Content>, StoreError> {
+        let answer = match answer {
+            Value::ServerError(error) if error.code() == "WRONGTYPE" => {
+                return Ok(Some(Err("something else than a record stands in its place")));
+            }
+            Value::ServerError(error) => return Err(self.link.refusal(&error.into())),
+            answer => answer,
         };
-        let revision = u64::from_str_radix(&revision, 16).map_err(|_| StoreError::Damaged {
-            key: key.clone(),
-            fault: "its revision is malformed".to_owned(),
-        })?;
-        Ok(Some((Revision(revision), Sealed::from_bytes(value))))
+        let fields = RecordFields::from_redis_value(answer).map_err(|_| self.not_ours("an answer"))?;
+        Ok(match fields {
+            (None, None) => None,
+            (Some(revision), Some(value)) => Some(match revision_of(&revision) {
+                Some(revision) => Ok((revision, Sealed::from_bytes(value))),
+                None => Err("its revision is malformed"),
+            }),
+            (None, Some(_)) => Some(Err("it has no revision")),
+            (Some(_), None) => Some(Err("it has no value")),
+        })
     }
 }
 
 /// `r` and `v` of a record's hash.
-type RecordFields = (Option<String>, Option<Vec<u8>>);
+type RecordFields = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What stands in a record's place: the record, or what is wrong with it.
+type Content = Result<(Revision, Sealed), &'static str>;
 
 /// One write: of which record, under which id, with the two arguments of its script.
 struct Write<'a> {
@@ -229,9 +258,9 @@ impl<'a> Write<'a> {
 #[async_trait]
 impl Backend for RedisBackend {
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
-        let fields =
-            self.read(Request::One(cmd("HMGET").arg(self.record_key(key)).arg("r").arg("v"))).await?;
-        self.stored(key, fields)
+        let found = self.read_records(std::slice::from_ref(key)).await?.pop().flatten();
+        let damaged = |fault: &str| StoreError::Damaged { key: key.clone(), fault: fault.to_owned() };
+        found.transpose().map_err(damaged)
     }
 
     async fn create(
@@ -276,25 +305,23 @@ impl Backend for RedisBackend {
         limit: usize,
     ) -> Result<Vec<StoredRecord>, StoreError> {
         let mut page: Vec<StoredRecord> = Vec::new();
-        let mut from = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
+        let mut from = after.map_or_else(|| b"-".to_vec(), |after| format!("({after}").into_bytes());
         while page.len() < limit {
             let wanted = (limit - page.len()).min(LIST_MAX);
             let mut range = cmd("ZRANGEBYLEX");
             range.arg(self.index_key(kind)).arg(&from).arg("+").arg("LIMIT").arg(0).arg(wanted);
-            let ids: Vec<String> = self.read(Request::One(&range)).await?;
+            let ids: Vec<Vec<u8>> = self.read(&range).await?;
             let Some(last) = ids.last() else { break };
-            from = format!("({last}");
+            from = [b"(", &last[..]].concat();
             let is_last = ids.len() < wanted;
-            let keys: Vec<RecordKey> = ids.into_iter().map(|id| RecordKey::new(kind, id)).collect();
-            let mut records = redis::pipe();
-            for key in &keys {
-                records.cmd("HMGET").arg(self.record_key(key)).arg("r").arg("v");
-            }
-            let found: Vec<RecordFields> = self.read(Request::Many(&records)).await?;
-            for (key, fields) in keys.into_iter().zip(found) {
+            // What is no text is no id of ours, and no record goes by it.
+            let texts = ids.into_iter().filter_map(|id| String::from_utf8(id).ok());
+            let keys: Vec<RecordKey> = texts.map(|id| RecordKey::new(kind, id)).collect();
+            let found = self.read_records(&keys).await?;
+            for (key, content) in keys.into_iter().zip(found) {
                 // An id without a record: expired, or deleted since the index was read.
-                if let Some((revision, value)) = self.stored(&key, fields)? {
-                    page.push(StoredRecord { id: key.id, revision, value });
+                if let Some(content) = content {
+                    page.push(StoredRecord { id: key.id, content: content.map_err(str::to_owned) });
                 }
             }
             if is_last {
@@ -311,7 +338,7 @@ impl Backend for RedisBackend {
         if after.0 <= COUNTER_MAX {
             let mut range = cmd("XRANGE");
             range.arg(&log).arg(format!("{}-0", after.0)).arg("+");
-            let entries: Vec<LogEntry> = self.read(Request::One(&range)).await?;
+            let entries: Vec<LogEntry> = self.read(&range).await?;
             let counters: Option<Vec<u64>> = entries.iter().map(|(at, _)| counter_of(at)).collect();
             let counters = counters.ok_or_else(|| self.not_ours("a change log"))?;
             match counters[..] {
@@ -325,7 +352,7 @@ impl Backend for RedisBackend {
         }
         let mut newest = cmd("XREVRANGE");
         newest.arg(&log).arg("+").arg("-").arg("COUNT").arg(1);
-        let entries: Vec<LogEntry> = self.read(Request::One(&newest)).await?;
+        let entries: Vec<LogEntry> = self.read(&newest).await?;
         let counter = entries.first().map_or(Some(0), |(at, _)| counter_of(at));
         Ok(Changes::Missed { counter: ChangeCounter(counter.ok_or_else(|| self.not_ours("a change log"))?) })
     }
@@ -367,6 +394,12 @@ impl fmt::Debug for RedisBackend {
 
 /// An entry of the log: its id, and the record in its one field.
 type LogEntry = (String, Vec<String>);
+
+/// `None` for what no script of ours wrote.
+fn revision_of(text: &[u8]) -> Option<Revision> {
+    let revision = u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
+    (format!("{revision:016x}").as_bytes() == text).then_some(Revision(revision))
+}
 
 fn counter_of(entry_id: &str) -> Option<u64> {
     entry_id.strip_suffix("-0")?.parse().ok()

@@ -85,16 +85,19 @@ impl Link {
         format!("Redis at {} {what}", self.address)
     }
 
+    /// The answer; to [`Request::Many`], an array of answers, in which an error stands for its own command only.
     pub(crate) async fn ask(&self, request: Request<'_>) -> Result<Value, Failure> {
         let (number, mut connection) = self.connection().await.map_err(Failure::NotSent)?;
         let answer = match request {
-            Request::One(command) => connection.req_packed_command(command).await,
+            Request::One(command) => {
+                connection.req_packed_command(command).await.and_then(Value::extract_error)
+            }
             Request::Many(commands) => {
                 let answers = connection.req_packed_commands(commands, 0, commands.len()).await;
                 answers.map(Value::Array)
             }
         };
-        match answer.and_then(Value::extract_error) {
+        match answer {
             Ok(value) => Ok(value),
             Err(error) if error.code().is_some() => Err(Failure::Answered(error)),
             Err(error) => {

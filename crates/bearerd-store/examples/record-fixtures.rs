@@ -19,7 +19,7 @@ use std::{
 
 use bearerd_crypto::{KeyRing, RootSecret, SealContext};
 use bearerd_model::{
-    AccessToken, CallerKey, CallerKeyId, ClientSecret, ConnectLink, Connection, ConnectionId,
+    AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
     ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze,
     Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId,
     KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
@@ -48,7 +48,9 @@ fn main() -> Outcome {
     ] {
         fixtures.write(shape, &bare_connection(&shape.replace('_', "-"), lifecycle)?)?;
     }
+    // `caller_key.sealed` was written when the last use was still part of it.
     fixtures.write("", &caller_key()?)?;
+    fixtures.write("", &CallerKeyUse { id: CallerKeyId::parse("k1")?, last_used_at: at(17) })?;
     fixtures.write("", &policy()?)?;
     fixtures.write("", &Claim { id: "c1".repeat(32), owner: IntegrationId::parse("dev1")? })?;
     fixtures.write("", &connect_link()?)?;
@@ -220,7 +222,7 @@ fn caller_key() -> Outcome<CallerKey> {
         default_connection: Some(ConnectionId::parse("hr")?),
         expires_at: Some(at(86_400)),
         created_at: at(1),
-        last_used_at: Some(at(16)),
+        last_used_at: None,
     })
 }
 

@@ -14,6 +14,9 @@ pub enum Kind {
     Integration,
     Connection,
     CallerKey,
+    /// When a caller key was last used. Beside the key and not part of it: a stamp once a minute must not be a change
+    /// of the key, which every process would take over.
+    CallerKeyUse,
     Policy,
     /// Makes a value unique across records, such as a redirect URI.
     Claim,
@@ -23,11 +26,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Root,
         Self::Integration,
         Self::Connection,
         Self::CallerKey,
+        Self::CallerKeyUse,
         Self::Policy,
         Self::Claim,
         Self::ConnectLink,
@@ -41,6 +45,7 @@ impl Kind {
             Self::Integration => "integration",
             Self::Connection => "connection",
             Self::CallerKey => "caller_key",
+            Self::CallerKeyUse => "caller_key_use",
             Self::Policy => "policy",
             Self::Claim => "claim",
             Self::ConnectLink => "connect_link",
@@ -79,7 +84,8 @@ impl fmt::Display for RecordKey {
 }
 
 /// Names one write of one record. No two writes of the same key ever share a revision, not even across a delete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Opaque: a later write's revision need not be a greater one (those of Redis are random), so there is no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Revision(pub u64);
 
 /// Grows with every change to a watched record; the one thing that each process reads every 250 ms.
@@ -115,11 +121,12 @@ impl Changes {
 /// everything again.
 pub const CHANGES_KEPT_MAX: usize = 4_096;
 
+/// An entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRecord {
     pub id: String,
-    pub revision: Revision,
-    pub value: Sealed,
+    /// The record, as [`Backend::load`] gives it; or what is wrong with what stands in its place (S-04), not quoting it.
+    pub content: Result<(Revision, Sealed), String>,
 }
 
 /// Why a store did not do what was asked. `Clone` because one failure may be told to many waiters.
@@ -146,6 +153,9 @@ pub enum StoreError {
 #[async_trait]
 pub trait Backend: fmt::Debug + Send + Sync {
     /// `None` when there is no such record: absence is not an error.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if something stands in the record's place that is none.
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError>;
 
     /// Writes a record that does not exist yet. `None`: it exists, nothing was written. From `expires_at` on the
@@ -177,7 +187,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     async fn take(&self, key: &RecordKey) -> Result<Option<Sealed>, StoreError>;
 
     /// Records of one kind, ascending by id, beginning after `after`; at most `limit`. A page shorter than `limit`
-    /// is the last one.
+    /// is the last one. A damaged record is an entry like any other: it does not hide the others (S-04).
     async fn list(
         &self,
         kind: Kind,

@@ -5,7 +5,7 @@
 //! the output names the seed, and [`history_matches_the_model`] replays it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     future::poll_fn,
     hash::{BuildHasher, RandomState},
     pin::pin,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bearerd_crypto::Sealed;
+use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{
     AccessToken, ClientSecret, Connection, ConnectionId, Endpoints, Generation, Grant, Health,
     InstanceOrigin, Integration, IntegrationId, Lifecycle, Profile, ProfileName, Provider, RefreshToken,
@@ -22,7 +22,10 @@ use bearerd_model::{
 };
 use tokio::task::JoinSet;
 
-use crate::{Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError};
+use crate::{
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, Store, StoreError,
+    StoredRecord,
+};
 
 /// Puts a backend to every check, each on a fresh store from `make`. Wants a multi-threaded runtime.
 pub async fn check(make: impl AsyncFn() -> Arc<dyn Backend>) {
@@ -127,7 +130,7 @@ pub async fn one_of_many_replaces_wins(backend: Arc<dyn Backend>) {
 pub async fn a_revision_is_never_given_twice(backend: Arc<dyn Backend>) {
     let store = Subject(backend);
     for key in [connection("hr"), RecordKey::new(Kind::ConnectLink, "hr")] {
-        let mut given = BTreeSet::new();
+        let mut given = HashSet::new();
         for round in 0..10 {
             let first = store.create(&key, b"same").await.expect("created");
             let second = store.replace(&key, first, b"same").await.expect("replaced");
@@ -484,6 +487,51 @@ pub async fn a_dropped_call_writes_all_or_nothing(backend: Arc<dyn Backend>) {
     }
 }
 
+/// S-04: `damage` spoils the record of the key that it is given, in a way of the backend's own, and gives the store
+/// back, which it may have closed and opened meanwhile. Not part of [`check`]: only the backend's tests reach below it.
+pub async fn a_damaged_record_hides_no_other(
+    backend: Arc<dyn Backend>,
+    damage: impl AsyncFnOnce(Arc<dyn Backend>, &RecordKey) -> Arc<dyn Backend>,
+) {
+    let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).expect("a key file"));
+    let store = Store::open(Arc::clone(&backend), Arc::clone(&ring)).await.expect("a new store");
+    for id in ["a", "b", "c"] {
+        answered("create", store.create(&canary_connection(id)).await).expect("created");
+    }
+    drop(store);
+    let spoilt = connection("b");
+    let backend = damage(backend, &spoilt).await;
+
+    let is_named = |error: &StoreError| matches!(error, StoreError::Damaged { key, .. } if *key == spoilt);
+    let error = backend.load(&spoilt).await.expect_err("it is damaged");
+    assert!(is_named(&error), "{error}");
+    assert!(!error.to_string().contains(CANARY), "{error}");
+    for limit in [1, 2, 3, 10] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = answered("list", backend.list(Kind::Connection, after.as_deref(), limit).await);
+            let is_last = page.len() < limit;
+            after = page.last().map(|last| last.id.clone());
+            found.extend(page.into_iter().map(|entry| (entry.id, entry.content.is_ok())));
+            if is_last {
+                break;
+            }
+        }
+        let expected = [("a", true), ("b", false), ("c", true)].map(|(id, whole)| (id.to_owned(), whole));
+        assert_eq!(found, expected, "in pages of {limit}");
+    }
+    let created = backend.create(&spoilt, sealed(b"new"), None).await;
+    assert_eq!(answered("create", created), None, "something stands in its place");
+
+    let store = Store::open(backend, ring).await.expect("the root is whole");
+    let error = store.load::<Connection>("b").await.expect_err("it is damaged");
+    assert!(is_named(&error), "{error}");
+    let page = answered("list", store.list::<Connection>(None, 10).await);
+    assert_eq!(page.damaged, [spoilt]);
+    let whole: Vec<_> = page.records.iter().map(|entry| entry.record.id.as_str()).collect();
+    assert_eq!(whole, ["a", "c"]);
+}
+
 /// Some fixed seeds, and a fresh one each time.
 pub async fn random_histories_match_the_model(make: impl AsyncFn() -> Arc<dyn Backend>) {
     for seed in [1, 2, 3, RandomState::new().hash_one("seed")] {
@@ -741,7 +789,12 @@ impl Subject {
 
     async fn list(&self, kind: Kind, after: Option<&str>, limit: usize) -> Vec<(String, Revision, Vec<u8>)> {
         let page = answered("list", self.0.list(kind, after, limit).await);
-        page.into_iter().map(|entry| (entry.id, entry.revision, entry.value.as_bytes().to_vec())).collect()
+        page.into_iter()
+            .map(|StoredRecord { id, content }| {
+                let (revision, value) = content.unwrap_or_else(|fault| panic!("list: {id}: {fault}"));
+                (id, revision, value.as_bytes().to_vec())
+            })
+            .collect()
     }
 
     async fn changes(&self, after: ChangeCounter) -> Changes {

@@ -128,8 +128,7 @@ impl Backend for MemoryBackend {
             .take(limit)
             .map(|(key, entry)| StoredRecord {
                 id: key.id.clone(),
-                revision: entry.revision,
-                value: entry.value.clone(),
+                content: Ok((entry.revision, entry.value.clone())),
             })
             .collect();
         Ok(page)

@@ -6,10 +6,10 @@ use std::{borrow::Cow, collections::BTreeMap, io, time::Duration};
 
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
-    AccessToken, CallerKey, ClientSecret, ConnectLink, Connection, ConnectionId, ConsentFlow, ConsentOutcome,
-    DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser,
-    Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile, ProfileName, Provider,
-    RefreshToken, TokenEndpointAuth, UnixTime,
+    AccessToken, CallerKey, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId, ConsentFlow,
+    ConsentOutcome, DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health, InstanceOrigin,
+    InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile, ProfileName,
+    Provider, RefreshToken, TokenEndpointAuth, UnixTime,
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -140,6 +140,7 @@ macro_rules! plain_record {
 }
 
 plain_record!(CallerKey, CallerKey, |key| key.id.as_str(), |_| None);
+plain_record!(CallerKeyUse, CallerKeyUse, |last_use| last_use.id.as_str(), |_| None);
 plain_record!(Policy, Policy, |policy| policy.id.as_str(), |_| None);
 plain_record!(Claim, Claim, |claim| &claim.id, |_| None);
 plain_record!(ConsentOutcome, ConsentOutcome, |outcome| &outcome.id, |outcome| Some(outcome.expires_at));

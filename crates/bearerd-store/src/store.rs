@@ -5,7 +5,9 @@ use std::{convert::Infallible, fmt, sync::Arc};
 use bearerd_crypto::{KeyRing, RootSecret, SealContext, Sealed, UnsealError};
 use bearerd_model::UnixTime;
 
-use crate::{Backend, ChangeCounter, Changes, Kind, Record, RecordKey, Revision, Root, StoreError};
+use crate::{
+    Backend, ChangeCounter, Changes, Kind, Record, RecordKey, Revision, Root, StoreError, StoredRecord,
+};
 
 /// The one way to records. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -206,11 +208,14 @@ impl Store {
         let stored = self.backend.list(R::KIND, after, limit).await?;
         let next = if stored.len() < limit { None } else { stored.last().map(|last| last.id.clone()) };
         let mut page = Page { records: Vec::with_capacity(stored.len()), next, damaged: Vec::new() };
-        for entry in stored {
-            let key = RecordKey::new(R::KIND, entry.id);
-            match self.open_record(&key, &entry.value) {
-                Ok(record) => page.records.push(Versioned { revision: entry.revision, record }),
-                Err(_) => page.damaged.push(key),
+        for StoredRecord { id, content } in stored {
+            let key = RecordKey::new(R::KIND, id);
+            let opened = content.ok().and_then(|(revision, sealed)| {
+                Some(Versioned { revision, record: self.open_record(&key, &sealed).ok()? })
+            });
+            match opened {
+                Some(versioned) => page.records.push(versioned),
+                None => page.damaged.push(key),
             }
         }
         Ok(page)

@@ -15,9 +15,9 @@ use std::{
 
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{
-    CallerKey, ConnectLink, Connection, ConnectionId, ConnectionSelector, ConsentFlow, ConsentOutcome,
-    ConsentResult, DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health, InstanceUser,
-    Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule, TableSet,
+    CallerKey, CallerKeyUse, ConnectLink, Connection, ConnectionId, ConnectionSelector, ConsentFlow,
+    ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health,
+    InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule, TableSet,
     TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{Backend, Claim, Kind, MemoryBackend, Record, RecordKey, Store, StoreError};
@@ -37,6 +37,7 @@ fn fixtures() -> Vec<(&'static str, RecordKey)> {
         ("connection.no_refresh_token", connection("no-refresh-token")),
         ("connection.integration_changed", connection("integration-changed")),
         ("caller_key", RecordKey::new(Kind::CallerKey, "k1")),
+        ("caller_key_use", RecordKey::new(Kind::CallerKeyUse, "k1")),
         ("policy", RecordKey::new(Kind::Policy, "read-hr")),
         ("claim", RecordKey::new(Kind::Claim, "c1".repeat(32))),
         ("connect_link", RecordKey::new(Kind::ConnectLink, "d1".repeat(32))),
@@ -243,7 +244,14 @@ async fn caller_keys_open() {
     let policies: Vec<&str> = policies.iter().map(bearerd_model::PolicyId::as_str).collect();
     assert_eq!(policies, ["read-hr", "write-hr"]);
     assert_eq!(default_connection, Some(ConnectionId::parse("hr").unwrap()));
-    assert_eq!((expires_at, created_at, last_used_at), (Some(at(86_400)), at(1), Some(at(16))));
+    assert_eq!((expires_at, created_at), (Some(at(86_400)), at(1)));
+    assert_eq!(last_used_at, None, "it was written as part of the key once, and is passed over");
+}
+
+#[tokio::test]
+async fn last_uses_of_caller_keys_open() {
+    let CallerKeyUse { id, last_used_at } = load("k1").await;
+    assert_eq!((id.as_str(), last_used_at), ("k1", at(17)));
 }
 
 #[tokio::test]
@@ -360,6 +368,7 @@ async fn opens(store: &Store, key: &RecordKey) -> bool {
         Kind::Integration => load::<Integration>(store, &key.id).await,
         Kind::Connection => load::<Connection>(store, &key.id).await,
         Kind::CallerKey => load::<CallerKey>(store, &key.id).await,
+        Kind::CallerKeyUse => load::<CallerKeyUse>(store, &key.id).await,
         Kind::Policy => load::<Policy>(store, &key.id).await,
         Kind::Claim => load::<Claim>(store, &key.id).await,
         Kind::ConnectLink => load::<ConnectLink>(store, &key.id).await,

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
-    AccessToken, CallerKey, CallerKeyId, ClientSecret, ConnectLink, Connection, ConnectionId,
+    AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
     ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze,
     Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId,
     KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
@@ -39,6 +39,11 @@ proptest! {
     #[test]
     fn any_caller_key_comes_back(record in caller_key()) {
         round_trip(&record)?;
+    }
+
+    #[test]
+    fn any_last_use_of_a_caller_key_comes_back(id in id(), last_used_at in time()) {
+        round_trip(&CallerKeyUse { id: CallerKeyId::parse(&id).unwrap(), last_used_at })?;
     }
 
     #[test]
@@ -131,6 +136,7 @@ fn decode_as_every_kind(bytes: &[u8]) {
     drop(Integration::decode(bytes));
     drop(Connection::decode(bytes));
     drop(CallerKey::decode(bytes));
+    drop(CallerKeyUse::decode(bytes));
     drop(Policy::decode(bytes));
     drop(Claim::decode(bytes));
     drop(ConnectLink::decode(bytes));

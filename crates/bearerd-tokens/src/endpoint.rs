@@ -1,11 +1,6 @@
 //! The two calls the engine makes at an instance: the token endpoint, and the consenting user's own record.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bearerd_model::{AccessToken, Clock, InstanceOrigin, InstanceUser, Integration};
 use bearerd_net::{Connector, EgressError, FetchError, FetchLimits, Fetched, fetch};
@@ -53,45 +48,28 @@ const TOKEN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to the user call: four fields of one record.
 const USER_BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Connectors by CA file, each built once.
-#[derive(Debug)]
-pub(crate) struct Connectors {
-    base: Connector,
-    by_ca_file: Mutex<HashMap<PathBuf, Connector>>,
-}
-
-impl Connectors {
-    pub(crate) fn new(base: Connector) -> Self {
-        Self { base, by_ca_file: Mutex::default() }
-    }
-
-    /// # Errors
-    /// The CA file cannot be read.
-    pub(crate) fn for_integration(&self, integration: &Integration) -> Result<Connector, EgressError> {
-        let Some(path) = integration.ca_file.as_ref().map(PathBuf::from) else {
-            return Ok(self.base.clone());
-        };
-        let mut known = self.by_ca_file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connector) = known.get(&path) {
-            return Ok(connector.clone());
-        }
-        let connector = self.base.with_ca_file(&path)?;
-        known.insert(path, connector.clone());
-        Ok(connector)
+/// The way to an instance, with the integration's own trust where it names one. The CA file is read each time, so
+/// that a replaced one counts; equal content gives the same connector and so the same pool.
+///
+/// # Errors
+/// The CA file cannot be used.
+pub(crate) fn connector_for(base: &Connector, integration: &Integration) -> Result<Connector, EgressError> {
+    match &integration.ca_file {
+        None => Ok(base.clone()),
+        Some(path) => base.with_ca_file(Path::new(path)),
     }
 }
 
 /// Posts a token request and judges the answer.
 pub(crate) async fn call_token_endpoint(
-    connectors: &Connectors,
+    base: &Connector,
     clock: &Arc<dyn Clock>,
     integration: &Integration,
     request: TokenRequest<'_>,
     timeout: Duration,
 ) -> Result<Obtained, TokenCallError> {
     let misconfigured = |text: String| TokenCallError::Misconfigured(text);
-    let connector =
-        connectors.for_integration(integration).map_err(|error| misconfigured(error.to_string()))?;
+    let connector = connector_for(base, integration).map_err(|error| misconfigured(chain(&error)))?;
     let (origin, path) = split_endpoint(&integration.endpoints.token)
         .ok_or_else(|| misconfigured("the token endpoint is not an absolute https URL".to_owned()))?;
     let client = Client {
@@ -127,21 +105,31 @@ pub(crate) async fn call_token_endpoint(
     Ok(Obtained { response, sent_at })
 }
 
+/// An error with its causes, outermost first: whether it was DNS, TLS or the proxy is in the causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 fn call_error(error: &FetchError) -> TokenCallError {
-    let reason = error.to_string();
+    let reason = chain(error);
     if error.was_sent() { TokenCallError::NoReply { reason } } else { TokenCallError::NotSent { reason } }
 }
 
 /// Reads the record of the user that `token` acts as.
 pub(crate) async fn read_user(
-    connectors: &Connectors,
+    base: &Connector,
     integration: &Integration,
     token: &AccessToken,
     timeout: Duration,
 ) -> Result<InstanceUser, UserCallError> {
     let unreachable = |text: String| UserCallError::Unreachable(text);
-    let connector =
-        connectors.for_integration(integration).map_err(|error| unreachable(error.to_string()))?;
+    let connector = connector_for(base, integration).map_err(|error| unreachable(chain(&error)))?;
     let request = Request::builder()
         .uri(USER_PATH)
         .header(header::ACCEPT, "application/json")
@@ -152,7 +140,7 @@ pub(crate) async fn read_user(
         FetchLimits { total: timeout, body_bytes_max: USER_BODY_BYTES_MAX, ..FetchLimits::default() };
     let fetched = fetch(&connector, &integration.instance, request, limits)
         .await
-        .map_err(|error| unreachable(error.to_string()))?;
+        .map_err(|error| unreachable(chain(&error)))?;
     parse_user(&fetched)
 }
 

@@ -14,11 +14,11 @@ use std::{
 use async_trait::async_trait;
 use bearerd_crypto::random_bytes;
 use bearerd_model::{
-    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Grant, GrantType, Health,
+    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Grant, GrantType, Health,
     InstanceOrigin, InstanceUser, Integration, Lifecycle, PkceVerifier, Profile, RefreshToken, UnixTime,
 };
 use bearerd_net::{Connector, EgressError};
-use bearerd_oauth::TokenRequest;
+use bearerd_oauth::{TokenRequest, Verdict};
 use bearerd_store::{Kind, RecordKey, Store, StoreError, UpdateError, Versioned};
 use prometheus::Registry;
 use tokio::{
@@ -33,7 +33,7 @@ use crate::{
     AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, Obtained, TokenCallError,
     TokenSettings, Upstream, UserCallError, Waiting,
     due::Due,
-    endpoint::{Connectors, call_token_endpoint, read_user},
+    endpoint::{call_token_endpoint, connector_for, read_user},
     metrics::Metrics,
     slot::{Lendable, Slot, SlotState},
     transition::{
@@ -51,7 +51,7 @@ pub struct TokenEngine {
 struct Inner {
     store: Store,
     clock: Arc<dyn Clock>,
-    connectors: Connectors,
+    connector: Connector,
     settings: TokenSettings,
     slots: papaya::HashMap<ConnectionId, Arc<Slot>>,
     due: Mutex<Due>,
@@ -124,7 +124,7 @@ impl TokenEngine {
         let inner = Arc::new(Inner {
             store,
             clock,
-            connectors: Connectors::new(connector),
+            connector,
             settings,
             slots: papaya::HashMap::new(),
             due: Mutex::default(),
@@ -198,7 +198,7 @@ impl TokenEngine {
         integration: &Integration,
         token: &AccessToken,
     ) -> Result<InstanceUser, UserCallError> {
-        read_user(&self.inner.connectors, integration, token, self.inner.settings.call_timeout()).await
+        read_user(&self.inner.connector, integration, token, self.inner.settings.call_timeout()).await
     }
 
     /// Whether the integration's own trust, if it names one, can be used.
@@ -206,7 +206,7 @@ impl TokenEngine {
     /// # Errors
     /// Its CA file cannot be read or holds no certificate.
     pub fn check_trust(&self, integration: &Integration) -> Result<(), EgressError> {
-        self.inner.connectors.for_integration(integration).map(|_| ())
+        connector_for(&self.inner.connector, integration).map(|_| ())
     }
 
     /// Refreshes a connection now, whatever its token's age, and waits for the outcome. The connection as it is
@@ -217,7 +217,11 @@ impl TokenEngine {
     pub async fn refresh_now(&self, id: &ConnectionId) -> Result<Option<Connection>, StoreError> {
         let Some(slot) = self.inner.slot(id).await? else { return Ok(None) };
         let mut changed = slot.subscribe();
-        slot.change(|state| state.not_before = UnixTime::default()); // an operator may ask at any time
+        let now = self.inner.clock.now();
+        slot.change(|state| {
+            state.early = state.failures > 0 && now < state.not_before;
+            state.not_before = UnixTime::default(); // an operator may ask at any time
+        });
         if self.inner.start_refresh(&slot, Cause::Forced).is_ok() {
             let ended =
                 async { while slot.read(|state| state.refreshing) && changed.changed().await.is_ok() {} };
@@ -230,42 +234,55 @@ impl TokenEngine {
     /// Takes over what other writers changed: records named by the change counter, or by an act of this process.
     ///
     /// A record that the store has but that cannot be used is not an error here: what depends on it is closed, and
-    /// everything else goes on (S-04).
+    /// everything else goes on (S-04). Nor is one that the store refuses to give: those come back with the refusal, to
+    /// be named again later, and everything else is taken over.
     ///
     /// # Errors
     /// The store; what was not taken over is tried again with the next call that names it.
-    pub async fn apply(&self, keys: &[RecordKey]) -> Result<(), StoreError> {
+    pub async fn apply(&self, keys: &[RecordKey]) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
+        let mut refused = Vec::new();
         for key in keys {
-            match key.kind {
-                Kind::Connection => self.inner.reload_connection(&key.id).await?,
-                Kind::Integration => self.inner.reload_integration(&key.id).await?,
-                _ => {}
-            }
+            let outcome = match key.kind {
+                Kind::Connection => self.inner.reload_connection(&key.id).await,
+                Kind::Integration => self.inner.reload_integration(&key.id).await,
+                _ => Ok(()),
+            };
+            refused.extend(own_refusal(outcome)?.map(|refusal| (key.clone(), refusal)));
         }
-        Ok(())
+        Ok(refused)
     }
 
-    /// Takes everything over again: the change log does not reach back far enough.
+    /// Takes everything over again, as [`Self::apply`] does: the change log does not reach back far enough.
     ///
     /// # Errors
     /// The store.
-    pub async fn apply_all(&self) -> Result<(), StoreError> {
+    pub async fn apply_all(&self) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
         self.inner.sole_is_unknown();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
+        let mut refused = Vec::new();
         for id in ids {
-            self.inner.reload_connection(id.as_str()).await?;
+            refused.extend(self.apply(&[RecordKey::new(Kind::Connection, id.as_str())]).await?);
             let integration =
                 self.inner.held(&id).map(|slot| slot.read(|state| state.integration.id.clone()));
             if let Some(integration) = integration {
-                self.inner.reload_integration(integration.as_str()).await?;
+                refused.extend(self.apply(&[RecordKey::new(Kind::Integration, integration.as_str())]).await?);
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// When this process last used the connection.
     pub fn last_used(&self, id: &ConnectionId) -> Option<UnixTime> {
         self.inner.held(id)?.last_use.at()
+    }
+}
+
+/// What the store refused of one record while it goes on answering; its other failures are those of all records.
+fn own_refusal(outcome: Result<(), StoreError>) -> Result<Option<StoreError>, StoreError> {
+    match outcome {
+        Ok(()) => Ok(None),
+        Err(refusal @ (StoreError::Refused(_) | StoreError::Damaged { .. })) => Ok(Some(refusal)),
+        Err(error) => Err(error),
     }
 }
 
@@ -279,9 +296,13 @@ impl Inner {
             .entry(integration.instance.clone())
             .or_insert_with(|| Arc::new(Semaphore::new(TOKEN_CALLS_MAX)))
             .clone();
-        let _permit = calls.acquire().await;
-        call_token_endpoint(&self.connectors, &self.clock, integration, request, self.settings.call_timeout())
-            .await
+        let limit = self.settings.call_timeout();
+        // An instance that hangs must not hold up a consent without end.
+        let Ok(_permit) = tokio::time::timeout(limit, calls.acquire()).await else {
+            let reason = format!("{TOKEN_CALLS_MAX} other token calls are under way there");
+            return Err(TokenCallError::NotSent { reason });
+        };
+        call_token_endpoint(&self.connector, &self.clock, integration, request, limit).await
     }
 
     async fn client_credentials(
@@ -335,16 +356,14 @@ impl Inner {
         Ok(Some((second.record, integration.record)))
     }
 
-    fn upstream(&self, integration: &Arc<Integration>) -> Result<Arc<Upstream>, StoreError> {
-        let connector = self
-            .connectors
-            .for_integration(integration)
+    fn upstream(&self, integration: &Integration) -> Result<Upstream, StoreError> {
+        let connector = connector_for(&self.connector, integration)
             .map_err(|error| StoreError::Refused(format!("integration {}: {error}", integration.id)))?;
-        Ok(Arc::new(Upstream {
+        Ok(Upstream {
             integration: integration.id.clone(),
             instance: integration.instance.clone(),
             connector,
-        }))
+        })
     }
 
     async fn reload_connection(&self, id: &str) -> Result<(), StoreError> {
@@ -358,7 +377,10 @@ impl Inner {
                     state.integration.id == record.integration
                         && state.connection.created_at == record.created_at
                 });
-                if same {
+                if same && slot.read(|state| state.is_behind(&record)) && self.has_moved(&slot).await? {
+                    // Their grant is the new client's: the old instance must not see it (I-4).
+                    self.forget(&slot, unavailable(Duration::from_secs(1), "the integration was changed"));
+                } else if same {
                     slot.adopt(record);
                     self.schedule(&slot);
                 } else {
@@ -414,21 +436,24 @@ impl Inner {
             }
         };
         for slot in under_it {
-            let same_client = slot.read(|state| {
-                state.integration.instance == integration.instance
-                    && state.integration.client_id == integration.client_id
-            });
-            if same_client {
-                slot.change(|state| {
-                    state.integration = integration.clone();
-                    state.upstream = upstream.clone();
-                });
+            if slot.read(|state| state.is_client_of(&integration)) {
+                slot.change(|state| state.follow(&integration, &upstream));
             } else {
                 // What is in memory belongs to the old client: it must reach the new instance in no way (I-4).
                 self.forget(&slot, unavailable(Duration::from_secs(1), "the integration was changed"));
             }
         }
         Ok(())
+    }
+
+    /// Whether the slot's integration names another client or instance by now, which this process has yet to be told.
+    async fn has_moved(&self, slot: &Slot) -> Result<bool, StoreError> {
+        let id = slot.read(|state| state.integration.id.clone());
+        match self.store.load::<Integration>(id.as_str()).await {
+            Ok(Some(stored)) => Ok(!slot.read(|state| state.is_client_of(&stored.record))),
+            Ok(None) | Err(StoreError::Damaged { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// An integration that cannot be used takes its connections out of use, and nothing else.
@@ -706,8 +731,11 @@ impl Inner {
     async fn settle_failure(&self, slot: &Slot, before: &Connection, failure: &RefreshFailure) {
         self.metrics.refreshes.with_label_values(&[failure.outcome()]).inc();
         let now = self.clock.now();
+        let early = slot.change_quietly(|state| std::mem::take(&mut state.early));
         let mut after = before.clone();
-        record_failure(&mut after, failure, now);
+        if !(early && failure.verdict() == Verdict::Suspect) {
+            record_failure(&mut after, failure, now);
+        }
         let strikes = match after.health {
             Health::Failing { strikes, .. } => strikes,
             Health::Ok => 0,
@@ -823,29 +851,35 @@ impl Inner {
         }
     }
 
-    async fn refused(self: Arc<Self>, id: ConnectionId, generation: Generation) -> AfterRefusal {
+    async fn refused(self: Arc<Self>, id: ConnectionId, refused: LentToken) -> AfterRefusal {
         let Some(slot) = self.held(&id) else { return AfterRefusal::PassThrough };
         let deadline = Instant::now() + self.settings.wait_max();
         let mut changed = slot.subscribe();
         loop {
             changed.borrow_and_update();
+            // Told apart by the tokens themselves: a grant after a purge may count its generations anew.
             if let Lendable::Now(token) = slot.lendable(self.clock.now())
-                && token.generation > generation
+                && token.bearer != refused.bearer
             {
-                return AfterRefusal::Replay(token);
+                return if Arc::ptr_eq(&token.upstream, &refused.upstream) {
+                    AfterRefusal::Replay(token)
+                } else {
+                    AfterRefusal::PassThrough // another connection's, or for another instance (I-4)
+                };
             }
             // One forced refresh a generation: whoever marks it starts it, everyone else waits for its end.
             let (mine, refreshing) = slot.change_quietly(|state| {
-                let current = state.generation() == Some(generation);
-                let mine = current && !state.refreshing && state.forced != Some(generation);
+                let held = state.generation_of(&refused);
+                state.refused = held.or(state.refused);
+                let mine = held.is_some() && !state.refreshing && state.forced != held;
                 if mine {
-                    state.forced = Some(generation);
+                    state.forced = held;
                 }
                 (mine, state.refreshing)
             });
             if mine {
                 if self.start_refresh(&slot, Cause::Forced).is_err() {
-                    slot.change_quietly(|state| state.forced = None); // paused after failures: may be asked again
+                    slot.change(|state| state.forced = None); // paused after failures: may be asked again
                     return AfterRefusal::PassThrough;
                 }
             } else if !refreshing {
@@ -976,8 +1010,8 @@ impl AccessTokens for TokenEngine {
         Box::pin(self.inner.clone().acquire(id.clone()))
     }
 
-    fn refused(&self, id: &ConnectionId, generation: Generation) -> Waiting<AfterRefusal> {
-        Box::pin(self.inner.clone().refused(id.clone(), generation))
+    fn refused(&self, id: &ConnectionId, token: &LentToken) -> Waiting<AfterRefusal> {
+        Box::pin(self.inner.clone().refused(id.clone(), token.clone()))
     }
 
     fn sole_connection(&self) -> Waiting<Option<ConnectionId>> {

@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst};
 
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
-    ClientSecret, DeathCause, Endpoints, Freeze, IntegrationId, ProfileName, Provider, TokenEndpointAuth,
+    ClientSecret, DeathCause, Endpoints, Freeze, Generation, IntegrationId, ProfileName, Provider,
+    TokenEndpointAuth,
 };
 use bearerd_net::EgressSettings;
 use bearerd_store::Backend;
+use http::HeaderValue;
 
 use super::*;
 use crate::{
@@ -126,6 +128,24 @@ impl World {
         self.engine.acquire(&c()).await
     }
 
+    /// Reports that the instance refused `at-{number}`.
+    fn refused(&self, number: u64) -> Waiting<AfterRefusal> {
+        let upstream = self.engine.peek(&c()).map_or_else(|| self.elsewhere(), |view| view.upstream.clone());
+        let bearer = HeaderValue::try_from(format!("Bearer at-{number}")).unwrap();
+        let usable_until = self.clock.now();
+        self.engine
+            .refused(&c(), &LentToken { generation: Generation(number), upstream, bearer, usable_until })
+    }
+
+    /// An upstream that is nobody's.
+    fn elsewhere(&self) -> Arc<Upstream> {
+        Arc::new(Upstream {
+            integration: IntegrationId::parse("i").unwrap(),
+            instance: self.server.origin.clone(),
+            connector: Connector::new(&EgressSettings::default()).unwrap(),
+        })
+    }
+
     /// Waits for nothing but the token endpoint's taking the call.
     async fn acquire_and_leave_waiting(&self) -> tokio::task::JoinHandle<Result<LentToken, LendError>> {
         let before = self.server.count();
@@ -180,7 +200,7 @@ impl World {
 
     fn closed(&self) -> Option<LendError> {
         match &self.engine.peek(&c())?.standing {
-            Standing::Ready(_) => None,
+            Standing::Ready(_) | Standing::NeedsToken => None,
             Standing::Closed(why) => Some(why.clone()),
         }
     }
@@ -196,6 +216,22 @@ fn is_unavailable(error: &LendError) -> bool {
 }
 
 // --- one refresh for all ----------------------------------------------------------------------------------------
+
+/// A connection that lives by client credentials needs nobody to get a token, be it the first or one after a purge.
+#[tokio::test]
+async fn a_connection_without_a_token_asks_for_one() {
+    let world = World::new(NEW, None).await;
+    for number in 2..4 {
+        assert!(matches!(world.load().await.standing, Standing::NeedsToken));
+        world.clock.leap(Duration::from_secs(2));
+        let before = world.clock.now();
+        assert_eq!(bearer(&world.acquire().await.unwrap()), format!("at-{number}"));
+        assert!(world.engine.last_used(&c()).is_some_and(|at| at >= before));
+        assert!(matches!(world.load().await.standing, Standing::Ready(_)));
+        world.write(|connection| connection.grant = None).await;
+        world.apply(Kind::Connection, "c").await;
+    }
+}
 
 /// I-8: any number of callers, one token call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -339,6 +375,7 @@ async fn an_instance_that_hangs_holds_up_no_other() {
 async fn a_valid_token_is_lent_while_refreshes_fail() {
     let world = World::new(NEW, Some((LIFE, Duration::from_mins(4)))).await; // inside the margin
     for answer in [Answer::unavailable(None), Answer::denied(), Answer::json(200, "<html>asleep</html>")] {
+        world.clock.leap(Duration::from_secs(5)); // past the pause after the failure before
         world.server.next(answer);
         let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
         assert!(matches!(connection.health, Health::Failing { .. }));
@@ -385,7 +422,6 @@ async fn a_dead_grant_is_told_to_callers() {
         matches!(error, LendError::ReauthorizationRequired { cause: DeathCause::GrantRefused, .. })
     };
     assert!(dead(&error), "{error}");
-    assert!(world.closed().is_some_and(|why| dead(&why)));
     assert_eq!(world.stored().await.lifecycle.name(), "reauthorization_required");
     assert!(world.acquire().await.is_err_and(|error| dead(&error)));
     assert_eq!(world.server.count(), 1);
@@ -400,11 +436,40 @@ async fn a_dead_grant_is_told_to_callers() {
 async fn five_refusals_without_a_reason_kill() {
     let world = World::expired(NEW).await;
     for strike in 1..=5 {
+        world.clock.leap(Duration::from_mins(2)); // past the pause after the strike before
         world.server.next(Answer::denied());
         let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
         assert_eq!(connection.lifecycle.name() == "active", strike < 5, "strike {strike}");
     }
     assert_eq!(world.stored().await.lifecycle.name(), "reauthorization_required");
+}
+
+/// An operator who asks again and again inside the pause learns that it fails, and kills nothing.
+#[tokio::test]
+async fn an_impatient_operator_is_no_strike() {
+    let world = World::fresh(NEW).await;
+    for _ in 0..10 {
+        world.server.next(Answer::denied());
+        let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
+        assert_eq!(connection.lifecycle.name(), "active");
+        assert!(connection.health != Health::Ok);
+    }
+    world.acquire().await.unwrap();
+}
+
+/// I-7: an access token is lent to its end, whatever became of the refresh token; unless the instance refuses it.
+#[tokio::test]
+async fn a_token_outlives_its_grant() {
+    let world = World::fresh(NEW).await;
+    world.server.next(Answer::invalid_grant());
+    let connection = world.engine.refresh_now(&c()).await.unwrap().unwrap();
+    assert_eq!(connection.lifecycle.name(), "reauthorization_required");
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(1));
+    world.server.next(Answer::invalid_grant());
+    assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
+    let dead = |error: &LendError| matches!(error, LendError::ReauthorizationRequired { .. });
+    assert!(world.acquire().await.is_err_and(|error| dead(&error)));
+    assert!(world.closed().is_some_and(|why| dead(&why)));
 }
 
 #[tokio::test]
@@ -413,7 +478,7 @@ async fn without_a_refresh_token_the_grant_ends_with_the_access_token() {
     world.write(|connection| connection.grant.as_mut().unwrap().refresh_token = None).await;
     world.acquire().await.unwrap();
     // Nothing to ask with: neither a 401 nor an operator makes a call, and the token stays in use.
-    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
     world.engine.refresh_now(&c()).await.unwrap();
     world.acquire().await.unwrap();
     world.clock.leap(LIFE);
@@ -501,8 +566,7 @@ async fn a_thousand_refusals_make_one_token_call() {
     let world = World::fresh(NEW).await;
     world.acquire().await.unwrap();
     world.server.answers(false);
-    let refused: Vec<_> =
-        (0..1_000).map(|_| tokio::spawn(world.engine.refused(&c(), Generation(1)))).collect();
+    let refused: Vec<_> = (0..1_000).map(|_| tokio::spawn(world.refused(1))).collect();
     eventually("all wait", async || world.slot().waiting() == 1_000).await;
     eventually("a token call", async || world.server.count() == 1).await;
     world.server.answers(true);
@@ -512,7 +576,7 @@ async fn a_thousand_refusals_make_one_token_call() {
     }
     assert_eq!(world.server.count(), 1);
     // Latecomers with the old token get the new one, without a call.
-    let after = world.engine.refused(&c(), Generation(1)).await;
+    let after = world.refused(1).await;
     assert!(matches!(after, AfterRefusal::Replay(token) if bearer(&token) == "at-2"));
     assert_eq!(world.server.count(), 1);
 }
@@ -523,15 +587,14 @@ async fn a_refused_token_that_comes_back_passes_through() {
     let world = World::fresh(Habit::Remaining(LIFE)).await;
     world.acquire().await.unwrap();
     world.server.answers(false);
-    let refused: Vec<_> =
-        (0..1_000).map(|_| tokio::spawn(world.engine.refused(&c(), Generation(1)))).collect();
+    let refused: Vec<_> = (0..1_000).map(|_| tokio::spawn(world.refused(1))).collect();
     eventually("all wait", async || world.slot().waiting() == 1_000).await;
     world.server.answers(true);
     for one in refused {
         assert!(matches!(one.await.unwrap(), AfterRefusal::PassThrough));
     }
     for _ in 0..3 {
-        assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+        assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
         world.clock.leap(Duration::from_secs(1));
     }
     assert_eq!(world.server.count(), 1);
@@ -545,22 +608,48 @@ async fn a_failed_forced_refresh_may_be_repeated_after_its_pause() {
     world.acquire().await.unwrap();
     world.server.next(Answer::unavailable(Some("60")));
     for _ in 0..3 {
-        assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+        assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
     }
     assert_eq!(world.server.count(), 1);
     world.clock.leap(Duration::from_mins(1));
-    let after = world.engine.refused(&c(), Generation(1)).await;
+    let after = world.refused(1).await;
     assert!(matches!(after, AfterRefusal::Replay(token) if token.generation == Generation(2)));
     assert_eq!(world.server.count(), 2);
 }
 
 #[tokio::test]
-async fn a_refusal_of_what_is_not_held_passes_through() {
+async fn a_refusal_of_what_is_not_held_makes_no_call() {
     let world = World::fresh(NEW).await;
-    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
-    world.acquire().await.unwrap();
-    assert!(matches!(world.engine.refused(&c(), Generation(7)).await, AfterRefusal::PassThrough));
+    assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
+    let lent = world.acquire().await.unwrap();
+    // Another token than the refused one is there.
+    let after = world.refused(7).await;
+    assert!(matches!(after, AfterRefusal::Replay(token) if bearer(&token) == "at-1"));
+    // The same token of another connection: of the one that was deleted, where this one was made anew.
+    let of_another = LentToken { upstream: world.elsewhere(), ..lent };
+    assert!(matches!(world.engine.refused(&c(), &of_another).await, AfterRefusal::PassThrough));
     assert_eq!(world.server.count(), 0);
+}
+
+/// A grant after a purge may count its tokens anew: the refusal of an old token says nothing about the new one of the
+/// same generation.
+#[tokio::test]
+async fn a_refusal_names_one_token_even_if_the_generation_began_anew() {
+    let world = World::fresh(NEW).await;
+    let old = world.acquire().await.unwrap();
+    let now = world.clock.now() + Duration::from_millis(1);
+    let new =
+        Grant { access_token: AccessToken::parse("anew".to_owned()).unwrap(), ..grant(now, LIFE, LIFE) };
+    for grant in [None, Some(new)] {
+        world.write(|connection| connection.grant = grant.clone()).await;
+        world.apply(Kind::Connection, "c").await;
+    }
+    let AfterRefusal::Replay(lent) = world.engine.refused(&c(), &old).await else { panic!() };
+    assert_eq!((lent.generation, bearer(&lent)), (old.generation, "anew"));
+    assert_eq!(world.server.count(), 0);
+    // The new one has its own forced refresh.
+    assert!(matches!(world.engine.refused(&c(), &lent).await, AfterRefusal::Replay(_)));
+    assert_eq!(world.server.count(), 1);
 }
 
 // --- the store --------------------------------------------------------------------------------------------------
@@ -713,8 +802,21 @@ async fn a_deleted_connection_is_closed() {
     world.apply(Kind::Connection, "c").await;
     assert!(world.engine.peek(&c()).is_none());
     assert_eq!(world.acquire().await.unwrap_err(), LendError::Unknown);
-    assert!(matches!(world.engine.refused(&c(), Generation(1)).await, AfterRefusal::PassThrough));
+    assert!(matches!(world.refused(1).await, AfterRefusal::PassThrough));
     assert!(world.engine.refresh_now(&c()).await.unwrap().is_none());
+}
+
+/// A refresh that finds its connection gone asks for nothing.
+#[tokio::test]
+async fn a_refresh_of_a_deleted_connection_makes_no_call() {
+    let world = World::expired(NEW).await;
+    world.load().await;
+    let slot = world.slot();
+    let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
+    assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
+    assert_eq!(world.acquire().await.unwrap_err(), LendError::Unknown);
+    eventually("the refresh has ended", async || !slot.read(|state| state.refreshing)).await;
+    assert_eq!(world.server.count(), 0);
 }
 
 /// I-5: the end of a refresh does not open again what was deleted during it.
@@ -724,8 +826,7 @@ async fn a_connection_deleted_during_its_refresh_stays_closed() {
     world.acquire().await.unwrap();
     let slot = world.slot();
     world.server.answers(false);
-    let engine = world.engine.clone();
-    let refused = tokio::spawn(async move { engine.refused(&c(), Generation(1)).await });
+    let refused = tokio::spawn(world.refused(1));
     eventually("a token call", async || world.server.count() == 1).await;
     let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
     assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
@@ -848,6 +949,73 @@ async fn tokens_do_not_follow_their_integration_to_another_instance() {
     assert!(world.engine.peek(&c()).is_none());
     assert!(world.acquire().await.is_err());
     assert_eq!((world.server.count(), elsewhere.count()), (0, 0));
+}
+
+/// I-4: whoever holds a token can tell whether another one goes the same way for the same connection.
+#[tokio::test]
+async fn a_token_knows_where_it_may_go() {
+    let world = World::fresh(NEW).await;
+    let first = world.acquire().await.unwrap();
+    assert!(Arc::ptr_eq(&first.upstream, &world.load().await.upstream));
+    assert_eq!(first.upstream.instance, world.server.origin);
+    // A new token, and an integration told again with another secret, change nothing of the way.
+    let renamed = world.store.update::<Integration, ()>("i", |integration| {
+        integration.client_secret = Some(ClientSecret::parse("rotated".to_owned()).unwrap());
+        Ok(())
+    });
+    renamed.await.unwrap().unwrap();
+    world.apply(Kind::Integration, "i").await;
+    let AfterRefusal::Replay(second) = world.refused(1).await else { panic!() };
+    assert!(Arc::ptr_eq(&first.upstream, &second.upstream));
+    // Another connection to the same instance goes a way of its own.
+    let now = world.clock.now();
+    let other = connection_under("d", "i", Some(grant(now, LIFE, LIFE)), now);
+    world.store.create(&other).await.unwrap().unwrap();
+    let others = world.engine.acquire(&other.id).await.unwrap();
+    world.apply(Kind::Integration, "i").await;
+    let later = [world.acquire().await.unwrap(), world.engine.acquire(&other.id).await.unwrap()];
+    assert!(!Arc::ptr_eq(&first.upstream, &others.upstream));
+    assert!(Arc::ptr_eq(&first.upstream, &later[0].upstream));
+    assert!(Arc::ptr_eq(&others.upstream, &later[1].upstream));
+    // And so does this connection once it is made anew, be it under the same integration.
+    let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
+    assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
+    world.clock.leap(Duration::from_millis(5));
+    let now = world.clock.now();
+    let anew =
+        connection_under("c", "i", Some(Grant { generation: Generation(3), ..grant(now, LIFE, LIFE) }), now);
+    world.store.create(&anew).await.unwrap().unwrap();
+    world.apply(Kind::Connection, "c").await;
+    assert!(!Arc::ptr_eq(&first.upstream, &world.acquire().await.unwrap().upstream));
+    assert!(matches!(world.engine.refused(&c(), &second).await, AfterRefusal::PassThrough));
+}
+
+/// I-4: a grant that another process got from the new instance is not lent for the old one while this process has yet
+/// to hear of the move.
+#[tokio::test]
+async fn a_grant_of_the_new_instance_is_not_lent_for_the_old_one() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let elsewhere = AuthServer::start(world.clock.clone(), NEW).await;
+    world.write(|connection| connection.grant = None).await;
+    let moved = world.store.update::<Integration, ()>("i", |integration| {
+        integration.instance = elsewhere.origin.clone();
+        integration.endpoints = Endpoints::servicenow(&elsewhere.origin);
+        Ok(())
+    });
+    moved.await.unwrap().unwrap();
+    let now = world.clock.now() + Duration::from_millis(1);
+    let theirs = Grant {
+        access_token: AccessToken::parse("of-the-new-instance".to_owned()).unwrap(),
+        ..grant(now, LIFE, LIFE)
+    };
+    world.write(|connection| connection.grant = Some(theirs.clone())).await;
+    world.apply(Kind::Connection, "c").await; // before the integration's own change
+    let view = world.engine.peek(&c());
+    let lends = view.is_some_and(|view| matches!(view.standing, Standing::Ready(_)));
+    assert!(!lends, "the new instance's token, for the old instance");
+    let lent = world.acquire().await.unwrap();
+    assert_eq!((bearer(&lent), &lent.upstream.instance), ("of-the-new-instance", &elsewhere.origin));
 }
 
 /// S-03, S-04: what cannot be used is closed, and everything else goes on being followed.

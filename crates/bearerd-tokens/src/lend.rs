@@ -20,7 +20,8 @@ use http::HeaderValue;
 /// A future that outlives its borrow of the engine.
 pub type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Where a connection's calls go.
+/// Where a connection's calls go. Each connection has one of its own, for as long as its calls go the same way: two
+/// tokens that share it (`Arc::ptr_eq`) are one connection's, for one instance (I-4).
 #[derive(Debug, Clone)]
 pub struct Upstream {
     pub integration: IntegrationId,
@@ -29,10 +30,20 @@ pub struct Upstream {
     pub connector: Connector,
 }
 
+impl Upstream {
+    pub(crate) fn leads_as(&self, other: &Self) -> bool {
+        self.integration == other.integration
+            && self.instance == other.instance
+            && self.connector.same_as(&other.connector)
+    }
+}
+
 /// An access token, ready to inject.
 #[derive(Debug, Clone)]
 pub struct LentToken {
     pub generation: Generation,
+    /// Where it was issued, and the only place that it may be sent to (I-4).
+    pub upstream: Arc<Upstream>,
     /// `Bearer …`, marked sensitive.
     pub bearer: HeaderValue,
     /// From here on the token is never injected.
@@ -76,6 +87,8 @@ impl LastUse {
 pub enum Standing {
     /// Calls may go out with this token while `now < usable_until`; after that, [`AccessTokens::acquire`].
     Ready(LentToken),
+    /// The connection is in use and holds no token yet, or none any more: [`AccessTokens::acquire`].
+    NeedsToken,
     /// No call may go out.
     Closed(LendError),
 }
@@ -99,9 +112,10 @@ pub enum LendError {
 /// What an upstream 401 led to.
 #[derive(Debug, Clone)]
 pub enum AfterRefusal {
-    /// Another token is there: replay once with it.
+    /// Another token of the same upstream is there: replay once with it.
     Replay(LentToken),
-    /// The refused token came back, a forced refresh failed or is cooling down: pass the 401 through.
+    /// The refused token came back, a forced refresh failed or is cooling down, or the connection was made anew: pass
+    /// the 401 through.
     PassThrough,
 }
 
@@ -113,12 +127,13 @@ pub trait AccessTokens: fmt::Debug + Send + Sync + 'static {
     /// Brings a connection into memory. `Err(Unknown)` if there is none; `Err(Unavailable)` if the store is down.
     fn load(&self, id: &ConnectionId) -> Waiting<Result<Arc<ConnectionView>, LendError>>;
 
-    /// Waits, bounded, for a usable access token. Dropping the future cancels the wait, never the refresh.
+    /// Waits, bounded, for a usable access token. Its `upstream` is not the one that a view showed before the wait if
+    /// the connection was changed meanwhile. Dropping the future cancels the wait, never the refresh.
     fn acquire(&self, id: &ConnectionId) -> Waiting<Result<LentToken, LendError>>;
 
-    /// Reports that the instance refused the token of `generation` with a 401, and waits for the outcome of the
-    /// one forced refresh that this generation gets.
-    fn refused(&self, id: &ConnectionId, generation: Generation) -> Waiting<AfterRefusal>;
+    /// Reports that the instance refused `token` with a 401, and waits for the outcome of the one forced refresh that
+    /// its generation gets.
+    fn refused(&self, id: &ConnectionId, token: &LentToken) -> Waiting<AfterRefusal>;
 
     /// The only connection that the store holds, if it holds exactly one: lets a key whose policy opens every
     /// connection leave the connection out.

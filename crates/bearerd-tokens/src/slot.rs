@@ -3,12 +3,11 @@
 use std::{
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bearerd_model::{
-    Connection, ConnectionId, Generation, GrantType, Integration, Lifecycle, Profile, UnixTime,
+    Connection, ConnectionId, Generation, Grant, GrantType, Integration, Lifecycle, Profile, UnixTime,
 };
 use tokio::sync::watch;
 
@@ -42,6 +41,10 @@ pub(crate) struct SlotState {
     pub(crate) failures: u32,
     /// The generation that has had its forced refresh.
     pub(crate) forced: Option<Generation>,
+    /// The generation whose access token the instance has refused.
+    pub(crate) refused: Option<Generation>,
+    /// The refresh under way was asked for by an operator inside a pause: its refusal is no strike.
+    pub(crate) early: bool,
     /// What the store may hold while it has not taken the grant that memory holds: the grant that memory is ahead
     /// of, and each one offered since whose write was not confirmed. Empty: memory holds what the store holds.
     pub(crate) uncommitted: Vec<Base>,
@@ -58,21 +61,19 @@ pub(crate) enum Lendable {
 }
 
 impl Slot {
-    pub(crate) fn new(
-        connection: Connection,
-        integration: Arc<Integration>,
-        upstream: Arc<Upstream>,
-    ) -> Self {
+    pub(crate) fn new(connection: Connection, integration: Arc<Integration>, upstream: Upstream) -> Self {
         let id = connection.id.clone();
         let last_use = Arc::new(LastUse::starting_at(connection.last_used_at));
         let state = SlotState {
             connection,
             integration,
-            upstream,
+            upstream: Arc::new(upstream),
             refreshing: false,
             not_before: UnixTime::default(),
             failures: 0,
             forced: None,
+            refused: None,
+            early: false,
             uncommitted: Vec::new(),
             closed: None,
         };
@@ -149,7 +150,11 @@ impl Slot {
         let view = self.view.load();
         match &view.standing {
             Standing::Ready(token) if now < token.usable_until => Lendable::Now(token.clone()),
-            Standing::Ready(_) | Standing::Closed(LendError::Unavailable { .. }) => Lendable::AfterRefresh,
+            Standing::Ready(_) => match self.read(SlotState::death) {
+                Some(dead) => Lendable::Never(dead),
+                None => Lendable::AfterRefresh,
+            },
+            Standing::NeedsToken => Lendable::AfterRefresh,
             Standing::Closed(error) => Lendable::Never(error.clone()),
         }
     }
@@ -181,13 +186,73 @@ impl SlotState {
             id: self.connection.id.clone(),
             labels: self.connection.labels.clone(),
             upstream: self.upstream.clone(),
-            standing: self.closed.clone().map_or_else(|| standing_of(&self.connection), Standing::Closed),
+            standing: self.closed.clone().map_or_else(|| self.standing(), Standing::Closed),
             last_use: last_use.clone(),
         }
     }
 
-    pub(crate) fn generation(&self) -> Option<Generation> {
-        self.connection.grant.as_ref().map(|grant| grant.generation)
+    fn standing(&self) -> Standing {
+        match (&self.connection.lifecycle, &self.connection.grant) {
+            (Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. }, _) => {
+                Standing::Closed(LendError::Pending)
+            }
+            (Lifecycle::ReauthorizationRequired { since, cause }, held)
+                if !self.outlives_death(held.as_ref()) =>
+            {
+                Standing::Closed(LendError::ReauthorizationRequired { since: *since, cause: *cause })
+            }
+            _ if self.connection.frozen.is_some() => Standing::Closed(LendError::Frozen),
+            (_, Some(grant)) => Standing::Ready(LentToken {
+                generation: grant.generation,
+                upstream: self.upstream.clone(),
+                bearer: grant.access_token.to_bearer_header(),
+                usable_until: grant.usable_until(),
+            }),
+            (_, None) => Standing::NeedsToken,
+        }
+    }
+
+    /// Whether the access token is lent to its end although its grant is dead (I-7): it is there, and the instance
+    /// has not refused it.
+    fn outlives_death(&self, held: Option<&Grant>) -> bool {
+        held.is_some_and(|grant| self.refused != Some(grant.generation))
+    }
+
+    /// What is said where the grant is dead and its access token has ended too.
+    fn death(&self) -> Option<LendError> {
+        match self.connection.lifecycle {
+            Lifecycle::ReauthorizationRequired { since, cause } => {
+                Some(LendError::ReauthorizationRequired { since, cause })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes the integration as it is now. The upstream stays the same one while it leads the same way.
+    pub(crate) fn follow(&mut self, integration: &Arc<Integration>, upstream: &Upstream) {
+        self.integration = integration.clone();
+        if !self.upstream.leads_as(upstream) {
+            self.upstream = Arc::new(upstream.clone());
+        }
+    }
+
+    /// Whether it is this client, at this instance, that the tokens in memory were issued to.
+    pub(crate) fn is_client_of(&self, integration: &Integration) -> bool {
+        self.integration.instance == integration.instance
+            && self.integration.client_id == integration.client_id
+    }
+
+    /// Whether `stored` holds a grant that another writer put there.
+    pub(crate) fn is_behind(&self, stored: &Connection) -> bool {
+        let known = Base::of(&self.connection);
+        stored.grant.is_some()
+            && !self.uncommitted.iter().chain([&known]).any(|base| base.is_current_in(stored))
+    }
+
+    /// The generation of `lent`, if that is the token in memory.
+    pub(crate) fn generation_of(&self, lent: &LentToken) -> Option<Generation> {
+        let held = self.connection.grant.as_ref().filter(|_| Arc::ptr_eq(&self.upstream, &lent.upstream))?;
+        (held.access_token.to_bearer_header() == lent.bearer).then_some(held.generation)
     }
 
     pub(crate) fn profile(&self) -> Profile {
@@ -212,26 +277,5 @@ impl SlotState {
             None => UnixTime::default(),
         };
         Some(at.max(self.not_before))
-    }
-}
-
-fn standing_of(connection: &Connection) -> Standing {
-    match (&connection.lifecycle, &connection.grant) {
-        (Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. }, _) => {
-            Standing::Closed(LendError::Pending)
-        }
-        (Lifecycle::ReauthorizationRequired { since, cause }, _) => {
-            Standing::Closed(LendError::ReauthorizationRequired { since: *since, cause: *cause })
-        }
-        _ if connection.frozen.is_some() => Standing::Closed(LendError::Frozen),
-        (Lifecycle::Active { .. }, Some(grant)) => Standing::Ready(LentToken {
-            generation: grant.generation,
-            bearer: grant.access_token.to_bearer_header(),
-            usable_until: grant.usable_until(),
-        }),
-        (Lifecycle::Active { .. }, None) => Standing::Closed(LendError::Unavailable {
-            retry_after: Duration::from_secs(1),
-            reason: "no access token yet",
-        }),
     }
 }

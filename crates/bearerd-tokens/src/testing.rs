@@ -372,7 +372,9 @@ impl Backend for FrailBackend {
         let mut page = self.inner.list(kind, after, limit).await?;
         self.reached(After::List(kind)).await;
         for record in &mut page {
-            record.revision = disordered(record.revision);
+            if let Ok((revision, _)) = &mut record.content {
+                *revision = disordered(*revision);
+            }
         }
         Ok(page)
     }

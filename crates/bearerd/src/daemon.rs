@@ -37,6 +37,7 @@ pub(crate) struct Bound {
 /// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) addresses: Addresses,
+    control: Arc<Control>,
     tokens: Arc<TokenEngine>,
     proxy: ProxyDoor,
     connect: ConnectDoor,
@@ -97,7 +98,8 @@ impl Daemon {
         let store = Store::open(backend, ring).await.map_err(store_error)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let registry = Registry::new();
-        let engine = TokenEngine::start(store.clone(), connector, clock.clone(), settings.tokens.clone(), &registry)?;
+        let engine =
+            TokenEngine::start(store.clone(), connector, clock.clone(), settings.tokens.clone(), &registry)?;
         let tokens = Arc::new(engine);
         let control = Arc::new(Control::new(
             store,
@@ -125,7 +127,8 @@ impl Daemon {
             },
         );
         let admin = tokio::spawn(admin.serve(bound.admin, closing.clone()));
-        let connect = ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
+        let connect =
+            ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
         let lender: Arc<dyn AccessTokens> = tokens.clone();
         let metrics = ProxyMetrics::default();
         registry.register(Box::new(metrics.clone()))?;
@@ -133,6 +136,7 @@ impl Daemon {
             ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
         Ok(Self {
             addresses,
+            control,
             tokens,
             proxy,
             connect,
@@ -168,13 +172,15 @@ impl Daemon {
         for certificate in &self.certificates {
             match certificate.reload() {
                 Ok(()) => info!("a door's certificate was read again"),
-                Err(error) => error!(%error, "a door's certificate was not read again; the old one stays: {error}"),
+                Err(error) => {
+                    error!(%error, "a door's certificate was not read again; the old one stays: {error}")
+                }
             }
         }
         warn!("SIGHUP reads certificates again; other settings need a restart");
     }
 
-    /// Ends calls, then consents, then refreshes, then the rest.
+    /// Ends calls, then consents and other acts, then refreshes, then the rest.
     pub(crate) async fn shutdown(self) {
         info!("draining: calls under way may end within {} s", self.drain.as_secs());
         self.draining.cancel();
@@ -182,6 +188,7 @@ impl Daemon {
         if let Err(error) = self.connect.closed().await {
             warn!(%error, "the connect door ended with a fault");
         }
+        self.control.finish_acts(self.drain).await;
         self.tokens.shutdown(self.drain).await;
         self.closing.cancel();
         let _ = self.following.await;

@@ -23,6 +23,13 @@ use crate::{
     settings::Settings,
 };
 
+/// Prints a line. Whoever reads may have left (`| head`): that ends nothing.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 /// What `bearerd demo` takes.
 #[derive(Debug, Args)]
 #[command(after_help = "Everything lives in a temporary folder and ends with Ctrl-C.")]
@@ -34,7 +41,9 @@ pub(crate) struct DemoArgs {
 
 /// What `bearerd sim` takes.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bearerd sim --listen 127.0.0.1:9000 --redirect-uri http://127.0.0.1:8081/oauth/callback\n\nUsers: admin/admin, svc.integration/svc, abel.tuter/demo. Client: bearerd-demo/demo-secret.\nSwitches and faults: curl http://127.0.0.1:9000/__sim/behaviour")]
+#[command(
+    after_help = "Example:\n  bearerd sim --listen 127.0.0.1:9000 --redirect-uri http://127.0.0.1:8081/oauth/callback\n\nUsers: admin/admin, svc.integration/svc, abel.tuter/demo. Client: bearerd-demo/demo-secret.\nSwitches and faults: curl http://127.0.0.1:9000/__sim/behaviour"
+)]
 pub(crate) struct SimArgs {
     /// IP:PORT to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:9000")]
@@ -63,13 +72,16 @@ pub(crate) async fn sim(args: SimArgs) -> Result<()> {
         behaviour = behaviour.patched(&patch).map_err(|fault| anyhow::anyhow!("--behaviour: {fault}"))?;
     }
     let client = ClientSettings { redirect_uris: args.redirect_uris, ..ClientSettings::demo() };
-    let settings = SimSettings { listen: args.listen, behaviour, clients: vec![client], ..SimSettings::default() };
+    let settings =
+        SimSettings { listen: args.listen, behaviour, clients: vec![client], ..SimSettings::default() };
     let sim = Sim::start(settings)
         .await
         .with_context(|| format!("{} cannot be listened on; choose another with --listen", args.listen))?;
-    println!("ServiceNow simulator: {}", sim.origin());
-    println!("  client bearerd-demo, secret demo-secret; users admin/admin, svc.integration/svc, abel.tuter/demo");
-    println!("  switches, faults and counters: {}/__sim/behaviour, /__sim/faults, /__sim/counters", sim.origin());
+    say!("ServiceNow simulator: {}", sim.origin());
+    say!(
+        "  client bearerd-demo, secret demo-secret; users admin/admin, svc.integration/svc, abel.tuter/demo"
+    );
+    say!("  switches, faults and counters: {}/__sim/behaviour, /__sim/faults, /__sim/counters", sim.origin());
     until_stopped().await?;
     sim.stop().await;
     Ok(())
@@ -80,10 +92,18 @@ pub(crate) async fn sim(args: SimArgs) -> Result<()> {
 /// # Errors
 /// Names the step that failed.
 pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
+    // Over the whole of it: whenever it is stopped, the folder with its key goes too.
+    tokio::select! {
+        result = run_demo(args) => result,
+        stopped = until_stopped() => stopped,
+    }
+}
+
+async fn run_demo(args: DemoArgs) -> Result<()> {
     let started = Instant::now();
     let folder = tempfile::Builder::new().prefix("bearerd-demo-").tempdir().context("no temporary folder")?;
     let made = init::init(folder.path())?;
-    let mut settings = Settings::read(Some(&made.settings))?;
+    let mut settings = Settings::read_file(&made.settings)?;
     "warn".clone_into(&mut settings.process.log);
     settings.process.drain_s = 2;
     logging::start(&settings.process)?;
@@ -103,7 +123,9 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
         .context("the simulator did not start")?;
     step(&format!("ServiceNow simulator on {}", sim.origin()));
     let daemon = Daemon::start(&settings, bound).await?;
-    step(&format!("bearerd: proxy door http://{proxy}, connect door http://{connect}, admin door http://{admin}"));
+    step(&format!(
+        "bearerd: proxy door http://{proxy}, connect door http://{connect}, admin door http://{admin}"
+    ));
 
     let mut browser = Browser::new()?;
     let admin_key = made.admin_key.expose();
@@ -116,7 +138,8 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
             .body(Full::new(Bytes::from(body.to_string())))
     };
     let admin_origin = format!("http://{admin}");
-    let integration = json!({ "instance": sim.origin(), "client_id": "bearerd-demo", "client_secret": "demo-secret" });
+    let integration =
+        json!({ "instance": sim.origin(), "client_id": "bearerd-demo", "client_secret": "demo-secret" });
     browser.json(&admin_origin, api(Method::PUT, "/v1/integrations/demo", &integration)?).await?;
     step(&format!("integration demo: redirect URL {redirect_uri}"));
     let connection = json!({ "integration": "demo", "expected_user": DEMO_USER });
@@ -124,7 +147,7 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
     let link = created["connect_link"]["url"].as_str().context("no connect link was issued")?.to_owned();
     step("connection demo: waits for consent");
     if args.consent_in_browser {
-        println!("\n  Open this link, log in as admin / admin, and choose Allow:\n\n    {link}\n");
+        say!("\n  Open this link, log in as admin / admin, and choose Allow:\n\n    {link}\n");
         wait_until_active(&mut browser, &admin_origin, admin_key).await?;
     } else {
         consent(&mut browser, &link).await?;
@@ -148,14 +171,13 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
         .body(Full::default())?;
     let answer = browser.json(&format!("http://{proxy}"), call).await?;
     step(&format!("GET {path}"));
-    println!("{}", serde_json::to_string_pretty(&answer)?);
-    println!("\nReady in {:.1} s. From another terminal:\n", started.elapsed().as_secs_f64());
-    println!("  curl -s -H 'Authorization: Bearer {key}' 'http://{proxy}{path}'\n");
-    println!("The admin API (an admin key for this demo only):\n");
-    println!("  export BEARERD_ADMIN_URL=http://{admin} BEARERD_ADMIN_KEY={admin_key}");
-    println!("  bearerd connection list\n");
-    println!("Ctrl-C ends everything; nothing is kept.");
-    std::io::stdout().flush()?;
+    say!("{}", serde_json::to_string_pretty(&answer)?);
+    say!("\nReady in {:.1} s. From another terminal:\n", started.elapsed().as_secs_f64());
+    say!("  curl -s -H 'Authorization: Bearer {key}' 'http://{proxy}{path}'\n");
+    say!("The admin API (an admin key for this demo only):\n");
+    say!("  export BEARERD_ADMIN_URL=http://{admin} BEARERD_ADMIN_KEY={admin_key}");
+    say!("  bearerd connection list\n");
+    say!("Ctrl-C ends everything; nothing is kept.");
     daemon.run().await?;
     sim.stop().await;
     Ok(())
@@ -163,7 +185,7 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
 
 fn step(text: &str) {
     let mark = if std::io::stdout().is_terminal() { "\u{1b}[32m✓\u{1b}[0m" } else { "✓" };
-    println!("{mark} {text}");
+    say!("{mark} {text}");
 }
 
 /// The default ports, and free ones for those that are in use: the demo must run beside a real daemon.
@@ -187,7 +209,11 @@ async fn consent(browser: &mut Browser, link: &str) -> Result<()> {
         next = browser.redirected(Method::GET, &next).await.with_context(|| hop.to_owned())?;
     }
     let result = browser.go(Method::GET, &next).await?;
-    if result.status == 200 { Ok(()) } else { bail!("the result page answered {}: see the log", result.status) }
+    if result.status == 200 {
+        Ok(())
+    } else {
+        bail!("the result page answered {}: see the log", result.status)
+    }
 }
 
 async fn wait_until_active(browser: &mut Browser, admin: &str, admin_key: &str) -> Result<()> {

@@ -1,7 +1,8 @@
-//! Keeps secrets out of core files and away from debuggers of the same user (S-10).
+//! What the process asks of the system at start: no core files, no debuggers of the same user (S-10), and as many
+//! descriptors as it may have.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use tracing::warn;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use tracing::{info, warn};
 
 /// No core files, no attaching. A system that refuses is told of and borne: neither is needed to serve.
 pub(crate) fn apply() {
@@ -11,5 +12,21 @@ pub(crate) fn apply() {
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         warn!(%error, "the process could not be made undumpable");
+    }
+}
+
+/// Raises the soft limit on descriptors to the hard one: each caller and each instance connection takes one, and the
+/// usual soft limit of 1024 would let a thousand silent sockets keep everyone else out.
+pub(crate) fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        Ok(()) => info!(
+            "descriptors: up to {}",
+            limit.maximum.map_or("any number".to_owned(), |max| max.to_string())
+        ),
+        Err(error) => warn!(%error, "the limit on descriptors could not be raised"),
     }
 }

@@ -26,7 +26,8 @@ pub(crate) struct Made {
 /// Names the file that is in the way, or that could not be written.
 pub(crate) fn init(folder: &Path) -> Result<Made> {
     fs::create_dir_all(folder).with_context(|| format!("folder {} cannot be made", folder.display()))?;
-    let folder = fs::canonicalize(folder).with_context(|| format!("folder {} cannot be used", folder.display()))?;
+    let folder =
+        fs::canonicalize(folder).with_context(|| format!("folder {} cannot be used", folder.display()))?;
     let (settings, master_key) = (folder.join("bearerd.toml"), folder.join("master.key"));
     for path in [&settings, &master_key] {
         if path.exists() {

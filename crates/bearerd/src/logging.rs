@@ -3,14 +3,17 @@
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::settings::{LogFormat, ProcessSettings};
 
 /// # Errors
 /// The level is not one.
 pub(crate) fn start(settings: &ProcessSettings) -> Result<()> {
-    let filter = EnvFilter::try_new(&settings.log).with_context(|| {
+    let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    let directives = settings.log.split(',').map(str::trim).all(is_directive);
+    let filter = directives.then(|| EnvFilter::try_new(&settings.log).ok()).flatten();
+    let filter = filter.with_context(|| {
         format!("process.log: {:?} is neither a level nor tracing directives; write info, or info,bearerd_tokens=debug", settings.log)
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

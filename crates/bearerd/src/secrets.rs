@@ -15,7 +15,9 @@ pub(crate) fn read(setting: &str, name: &str, base: &Path) -> Result<Zeroizing<S
         Some(("env", variable)) => {
             #[expect(clippy::disallowed_methods, reason = "settings are read here")]
             let value = std::env::var(variable);
-            value.map(Zeroizing::new).with_context(|| format!("{setting}: environment variable {variable} is not set"))
+            value
+                .map(Zeroizing::new)
+                .with_context(|| format!("{setting}: environment variable {variable} is not set"))
         }
         Some(("credential", credential)) => {
             #[expect(clippy::disallowed_methods, reason = "settings are read here")]
@@ -24,7 +26,9 @@ pub(crate) fn read(setting: &str, name: &str, base: &Path) -> Result<Zeroizing<S
             })?;
             read_file(setting, &PathBuf::from(folder).join(credential))
         }
-        _ => bail!("{setting}: write file:PATH, env:NAME or credential:NAME; a secret is never written into settings"),
+        _ => bail!(
+            "{setting}: write file:PATH, env:NAME or credential:NAME; a secret is never written into settings"
+        ),
     }
 }
 

@@ -170,7 +170,8 @@ impl Default for ProcessSettings {
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
 /// Settings that are lists: in the environment, parted by commas.
-const LISTS: [&str; 4] = ["proxy.hosts", "instances.hosts", "egress.no_proxy", "egress.allow_private_instances"];
+const LISTS: [&str; 4] =
+    ["proxy.hosts", "instances.hosts", "egress.no_proxy", "egress.allow_private_instances"];
 
 impl Settings {
     /// Reads the file (`path`, else the first default that exists, else none) and the environment.
@@ -178,6 +179,19 @@ impl Settings {
     /// # Errors
     /// One line: which setting, what is wrong, what to write.
     pub(crate) fn read(path: Option<&Path>) -> Result<Self> {
+        Self::layered(path, Some(environment()))
+    }
+
+    /// Reads the file alone: what the environment says is meant for another daemon.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    #[cfg(feature = "demo")]
+    pub(crate) fn read_file(path: &Path) -> Result<Self> {
+        Self::layered(Some(path), None)
+    }
+
+    fn layered(path: Option<&Path>, environment: Option<Environment>) -> Result<Self> {
         let path = match path {
             Some(path) if path.is_file() => Some(path.to_path_buf()),
             Some(path) => bail!("settings file {} does not exist; `bearerd init` writes one", path.display()),
@@ -189,28 +203,19 @@ impl Settings {
                 .with_context(|| format!("settings file {} cannot be read", path.display()))?;
             builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
         }
-        let mut environment = Environment::with_prefix(ENVIRONMENT_PREFIX)
-            .prefix_separator("__")
-            .separator("__")
-            .try_parsing(true)
-            .list_separator(",");
-        for name in LISTS {
-            environment = environment.with_list_parse_key(name);
+        if let Some(environment) = environment {
+            builder = builder.add_source(environment);
         }
-        let source = path.as_deref().map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
-        let config = builder
-            .add_source(environment)
-            .build()
-            .map_err(|error| anyhow::anyhow!("{source} is not valid TOML: {}", one_line(&error.to_string())))?;
+        let source =
+            path.as_deref().map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
+        let config = builder.build().map_err(|error| {
+            anyhow::anyhow!("{source} is not valid TOML: {}", one_line(&error.to_string()))
+        })?;
         refuse_unknown(&config.cache, &source)?;
         let mut settings: Self = config
             .try_deserialize()
             .map_err(|error| anyhow::anyhow!("{source}: {}", one_line(&error.to_string())))?;
-        settings.base = path
-            .as_deref()
-            .and_then(Path::parent)
-            .map(Path::to_path_buf)
-            .unwrap_or_default();
+        settings.base = path.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
         settings.fill_egress_from_environment();
         settings.check()?;
         Ok(settings)
@@ -222,11 +227,20 @@ impl Settings {
         self.tokens.validate().map_err(anyhow::Error::msg)?;
         for (name, value, range) in [
             ("process.drain_s", self.process.drain_s, 1..=600),
+            ("admin.connections_max", self.admin.connections_max as u64, 1..=10_000),
             ("redis.connect_timeout_s", self.redis.connect_timeout_s, 1..=60),
             ("redis.response_timeout_s", self.redis.response_timeout_s, 1..=60),
         ] {
             if !range.contains(&value) {
                 bail!("{name} is {value}; it may be {} to {}", range.start(), range.end());
+            }
+        }
+        for pattern in &self.instances.hosts {
+            let name = pattern.strip_prefix("*.").unwrap_or(pattern);
+            let is_name = !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+            if !is_name {
+                bail!("instances.hosts holds {pattern:?}; write a host name, or *. and a name");
             }
         }
         Ok(())
@@ -252,10 +266,12 @@ impl Settings {
     /// # Errors
     /// Says where the key was looked for, and names `bearerd init`.
     pub(crate) fn key_ring(&self) -> Result<KeyRing> {
-        let remedy = "make one with `bearerd init`, or point master_key at the one that this store was made with";
+        let remedy =
+            "make one with `bearerd init`, or point master_key at the one that this store was made with";
         let text = secrets::read("master_key", &self.master_key, &self.base)
             .with_context(|| format!("no master key: {remedy}"))?;
-        KeyRing::parse(&text).with_context(|| format!("master_key: {} is not a key file: {remedy}", self.master_key))
+        KeyRing::parse(&text)
+            .with_context(|| format!("master_key: {} is not a key file: {remedy}", self.master_key))
     }
 
     pub(crate) fn embedded_path(&self) -> PathBuf {
@@ -291,6 +307,16 @@ impl Settings {
     pub(crate) fn drain(&self) -> Duration {
         Duration::from_secs(self.process.drain_s)
     }
+}
+
+/// `BEARERD__SECTION__NAME`, lists separated by commas.
+fn environment() -> Environment {
+    let environment = Environment::with_prefix(ENVIRONMENT_PREFIX)
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true)
+        .list_separator(",");
+    LISTS.into_iter().fold(environment, Environment::with_list_parse_key)
 }
 
 /// # Errors
@@ -336,7 +362,12 @@ mod tests {
     #[test]
     fn the_reference_file_states_the_defaults() {
         let parse = |text: &str| -> Settings {
-            Config::builder().add_source(File::from_str(text, FileFormat::Toml)).build().unwrap().try_deserialize().unwrap()
+            Config::builder()
+                .add_source(File::from_str(text, FileFormat::Toml))
+                .build()
+                .unwrap()
+                .try_deserialize()
+                .unwrap()
         };
         let shown = |settings: &Settings| format!("{settings:?}");
         assert_eq!(shown(&parse(settings_keys::REFERENCE)), shown(&parse("")));
@@ -350,7 +381,8 @@ mod tests {
             .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
             .flat_map(|line| [line, "\n"])
             .collect();
-        let config = Config::builder().add_source(File::from_str(&uncommented, FileFormat::Toml)).build().unwrap();
+        let config =
+            Config::builder().add_source(File::from_str(&uncommented, FileFormat::Toml)).build().unwrap();
         config.try_deserialize::<Settings>().unwrap();
     }
 }

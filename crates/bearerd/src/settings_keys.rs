@@ -42,7 +42,9 @@ mod tests {
     #[test]
     fn the_reference_file_names_every_section() {
         let known = known();
-        for name in ["master_key", "store", "proxy.listen", "proxy.tls.key_file", "redis.password", "process.log"] {
+        for name in
+            ["master_key", "store", "proxy.listen", "proxy.tls.key_file", "redis.password", "process.log"]
+        {
             assert!(known.contains(name), "{name}");
         }
         assert!(known.iter().all(|name| !name.contains(' ')));

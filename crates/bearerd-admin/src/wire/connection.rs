@@ -45,6 +45,12 @@ pub struct ImportRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(write_only)]
     pub refresh_token: Option<WireSecret>,
+    /// Taken and not used, so that a token response can be given as it was received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_type: Option<String>,
+    /// Taken and not used, as `token_type`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// When the refresh token ends, where it is known.
     #[serde(default)]
     pub refresh_token_expires_at: Option<WireTime>,

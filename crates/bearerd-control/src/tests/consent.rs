@@ -419,7 +419,7 @@ async fn the_same_user_revives_a_dead_connection() {
     world.control.confirm(&connection_id("c"), "alice").await.unwrap();
     world.instance.next_token_answer(400, "application/json", r#"{"error":"invalid_grant"}"#);
     world.control.refresh(&connection_id("c")).await.unwrap_err();
-    assert!(matches!(world.acquire("c").await.unwrap_err(), LendError::ReauthorizationRequired { .. }));
+    assert!(matches!(world.stored("c").await.lifecycle, Lifecycle::ReauthorizationRequired { .. }));
     assert!(!awaits_confirmation(&world.consent("c", "alice").await));
     assert_eq!(world.lent_to("c").await.as_deref(), Some("alice"));
 }
@@ -454,9 +454,9 @@ async fn a_new_consent_leaves_no_gap() {
     }
 }
 
-/// O-23: without a name there is no connection.
+/// O-23: without a name nothing is lent; the tokens are kept until somebody can say whose they are.
 #[tokio::test]
-async fn o_23_a_consent_of_nobody_in_particular_connects_nobody() {
+async fn o_23_a_consent_of_nobody_in_particular_is_not_lent() {
     const JSON: &str = "application/json";
     let two =
         r#"{"result":[{"sys_id":"1","user_name":"a","name":""},{"sys_id":"2","user_name":"b","name":""}]}"#;
@@ -475,7 +475,17 @@ async fn o_23_a_consent_of_nobody_in_particular_connects_nobody() {
         world.connect("c", "a", Some("a")).await;
         world.instance.next_user_answer(status, kind, body);
         assert_eq!(failure_code(&world.consent("c", "a").await), code, "{status} {body}");
-        assert!(world.stored("c").await.grant.is_none(), "{status} {body}");
+        let stored = world.stored("c").await;
+        assert!(matches!(stored.lifecycle, Lifecycle::AwaitingConfirmation { .. }), "{status} {body}");
+        assert!(stored.grant.is_some() && stored.user.is_none(), "{status} {body}");
+        assert_eq!(world.acquire("c").await.unwrap_err(), LendError::Pending);
+        assert_eq!(
+            world.control.confirm(&connection_id("c"), "a").await.unwrap_err().code(),
+            "nothing_to_confirm"
+        );
+        // The fault is mended: a test call finds the expected user.
+        assert_eq!(world.control.test(&connection_id("c")).await.unwrap().user.user_name, "a");
+        world.acquire("c").await.unwrap();
     }
     // A passing fault is tried again.
     let world = World::new().await;

@@ -1,8 +1,13 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bearerd_model::{ClientSecret, DeathCause, InstanceOrigin, Lifecycle, ProfileName};
 use bearerd_store::Kind;
 use bearerd_tokens::AccessTokens;
+use tokio::sync::oneshot;
 
 use crate::{
     ActError, IntegrationSpec,
@@ -55,68 +60,93 @@ async fn o_18_redirect_uris_are_shared_by_none() {
     assert_eq!(redirect_uri(&world, "d").await, shared);
 }
 
-/// O-18: at once, too.
+/// O-18: of two that are made at once in one process, each gets a redirect URI of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn o_18_integrations_made_at_once_share_no_redirect_uri() {
     let world = Arc::new(World::new().await);
     world.control.delete_integration(&integration_id("a"), None).await.unwrap();
-    let makers: Vec<_> = (0..10)
-        .map(|number| {
-            let world = world.clone();
-            tokio::spawn(async move {
-                let id = format!("i{number}");
-                world.put(&id, client(&world, &id)).await.unwrap();
-                redirect_uri(&world, &id).await
-            })
-        })
-        .collect();
-    let mut uris = std::collections::HashSet::new();
-    for maker in makers {
-        assert!(uris.insert(maker.await.unwrap()));
-    }
-    assert!(uris.contains(&format!("{PUBLIC_URL}/oauth/callback")));
+    let other = world.clone();
+    let (began, second) = oneshot::channel();
+    world.backend.on(Point::BeforeCreate(Kind::Integration), 0, async move || {
+        let putting = other.clone();
+        let mut second = tokio::spawn(async move { putting.put("b", client(&putting, "b")).await });
+        // Either it waits for the first to be made, or it is through before.
+        let _ = tokio::time::timeout(Duration::from_millis(200), &mut second).await;
+        let _ = began.send(second);
+    });
+    world.put("a", spec(&world.instance)).await.unwrap();
+    second.await.unwrap().await.unwrap().unwrap();
+    let shared = format!("{PUBLIC_URL}/oauth/callback");
+    assert_eq!(redirect_uri(&world, "a").await, shared);
+    assert_eq!(redirect_uri(&world, "b").await, format!("{shared}/b"));
 }
 
-/// O-18, O-20: of two processes at once, at most one has its way. The first is held up between its claim and its
-/// record, or the second between its look for the claim's owner and its taking over.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn o_18_20_two_processes_never_end_up_with_one_claim() {
+/// Redirect URIs and clients of all integrations: none twice.
+async fn check_claims(world: &World, expected: usize) {
+    let all = world.control.integrations(None, 10).await.unwrap().records;
+    let uris: HashSet<_> = all.iter().map(|one| one.record.redirect_uri.clone()).collect();
+    let clients: HashSet<_> = all.iter().map(|one| one.record.client_id.clone()).collect();
+    assert_eq!((all.len(), uris.len(), clients.len()), (expected, expected, expected));
+}
+
+/// What two integrations may not have in common, as one spec each.
+fn rivals(world: &World) -> [(IntegrationSpec, IntegrationSpec); 2] {
     let shared = format!("{PUBLIC_URL}/oauth/callback");
-    for what in ["redirect URI", "client"] {
-        for skip in 0..8 {
-            let world = Arc::new(World::new().await);
-            world.control.delete_integration(&integration_id("a"), None).await.unwrap();
-            let (other, _tokens) = world.another_process().await;
-            let rival = match what {
-                "client" => client(&world, "one"),
-                _ => IntegrationSpec { redirect_uri: Some(shared.clone()), ..client(&world, "two") },
-            };
-            // Holds the first up at each of its reads in turn, while the second makes its whole way.
-            let made = Arc::new(std::sync::Mutex::new(None));
-            let told = made.clone();
-            world.backend.on(Point::AfterLoad(Kind::Claim), skip, async move || {
-                let outcome = other.put_integration(integration_id("second"), rival, None, false).await;
-                *told.lock().unwrap() = Some(outcome.is_ok());
+    let at = |client_id, uri: &str| IntegrationSpec {
+        redirect_uri: Some(uri.to_owned()),
+        ..client(world, client_id)
+    };
+    [(at("one", &shared), at("two", &shared)), (at("one", &shared), at("one", &format!("{shared}/second")))]
+}
+
+/// O-18, O-20: another process takes a claim over before the record of its owner is there to be seen: the owner finds
+/// out, and steps back.
+#[tokio::test]
+async fn o_18_20_an_owner_whose_claim_was_taken_over_steps_back() {
+    for at in 0..2 {
+        let world = World::new().await;
+        world.control.delete_integration(&integration_id("a"), None).await.unwrap();
+        let (other, _tokens) = world.another_process().await;
+        let (first, second) = rivals(&world)[at].clone();
+        world.backend.on(Point::BeforeCreate(Kind::Integration), 0, async move || {
+            other.put_integration(integration_id("second"), second, None, false).await.unwrap();
+        });
+        assert_eq!(code(world.put("first", first).await), "changed_meanwhile");
+        check_claims(&world, 1).await;
+    }
+}
+
+/// O-18, O-20: a claim's owner comes to be between the look for it and the taking over: the claim is given back.
+#[tokio::test]
+async fn o_18_20_a_claim_is_given_back_to_an_owner_that_came_to_be() {
+    for (at, taken) in [(0, "redirect_uri_taken"), (1, "client_taken")] {
+        let world = Arc::new(World::new().await);
+        world.control.delete_integration(&integration_id("a"), None).await.unwrap();
+        let (other, _tokens) = world.another_process().await;
+        let (first, second) = rivals(&world)[at].clone();
+        // The first has its claims, and is held up before its record is made ...
+        let looked = Arc::new(Mutex::new(None));
+        let (begun, result) = (world.clone(), looked.clone());
+        world.backend.on(Point::BeforeCreate(Kind::Integration), 0, async move || {
+            // ... while the second looks for the claim's owner, finds none, and is held up in turn.
+            let (resume, resumed) = oneshot::channel::<()>();
+            let (reached, there) = oneshot::channel::<()>();
+            begun.backend.on(Point::AfterLoad(Kind::Integration), 1, async move || {
+                let _ = reached.send(());
+                let _ = resumed.await;
             });
-            // A claim that was left behind, so that the first one takes over, too.
-            if skip % 2 == 0 {
-                let refused = IntegrationSpec {
-                    client_secret: None,
-                    redirect_uri: Some(shared.clone()),
-                    ..client(&world, "one")
-                };
-                assert_eq!(code(world.put("gone", refused).await), "invalid_request");
-            }
-            let asked = IntegrationSpec { redirect_uri: Some(shared.clone()), ..client(&world, "one") };
-            let _ = world.put("first", asked).await;
-            let all = world.control.integrations(None, 10).await.unwrap().records;
-            let uris: Vec<_> = all.iter().map(|one| one.record.redirect_uri.clone()).collect();
-            let clients: Vec<_> = all.iter().map(|one| one.record.client_id.clone()).collect();
-            for names in [uris, clients] {
-                let distinct: std::collections::HashSet<_> = names.iter().collect();
-                assert_eq!(distinct.len(), names.len(), "{what} {skip}: {names:?}");
-            }
-        }
+            let second = tokio::spawn(async move {
+                other.put_integration(integration_id("second"), second, None, false).await.map(drop)
+            });
+            there.await.unwrap();
+            *result.lock().unwrap() = Some((resume, second));
+        });
+        world.put("first", first).await.unwrap();
+        let (resume, second) = looked.lock().unwrap().take().unwrap();
+        resume.send(()).unwrap();
+        assert_eq!(code(second.await.unwrap()), taken);
+        check_claims(&world, 1).await;
+        assert_eq!(code(world.put("first", rivals(&world)[at].0.clone()).await), "done");
     }
 }
 
@@ -280,7 +310,7 @@ async fn the_same_content_again_changes_nothing() {
     world.connected("c", "abel").await;
     let revision = async || world.control.integration(&integration_id("a")).await.unwrap().revision;
     let before = revision().await;
-    world.clock.leap(Duration::from_secs(60));
+    world.clock.leap(Duration::from_mins(1));
     world.put("a", spec(&world.instance)).await.unwrap();
     // `None` keeps the secret: it is not another one.
     world.put("a", IntegrationSpec { client_secret: None, ..spec(&world.instance) }).await.unwrap();

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use bearerd_model::{CallerKey, Clock};
+use bearerd_model::{CallerKey, CallerKeyUse, Clock};
 use bearerd_policy::KeyRefusal;
-use bearerd_store::Kind;
+use bearerd_store::{ChangeCounter, Kind, StoreError};
 use bearerd_tokens::{AccessTokens, LendError};
 use tokio_util::sync::CancellationToken;
 
-use super::keys::check;
+use super::keys::{check, key_spec};
 use crate::{
     Readiness,
     testing::{Point, World, connection_id, eventually},
@@ -117,6 +117,62 @@ async fn s_04_a_damaged_record_does_not_stop_the_spread() {
     assert!(other.readiness().store_reachable);
 }
 
+/// S-04: a store that answers, but refuses one record, holds up that one only. It is asked for until it is given.
+#[tokio::test]
+async fn s_04_a_refused_record_does_not_stop_the_spread() {
+    for everything_is_read_again in [false, true] {
+        let world = World::new().await;
+        let key = world.key().await;
+        for id in ["b", "c", "d"] {
+            world.connected(id, "abel").await;
+        }
+        let (other, tokens) = world.another_process().await;
+        for id in ["b", "c", "d"] {
+            tokens.acquire(&connection_id(id)).await.unwrap();
+        }
+        world.control.delete_key(&key.versioned.record.id, None).await.unwrap();
+        for id in ["c", "b", "d"] {
+            world.control.freeze(&connection_id(id), String::new()).await.unwrap();
+        }
+        world.backend.withhold(Kind::Connection, "c", StoreError::Refused("not that one".to_owned()));
+        world.backend.forgetful.store(everything_is_read_again, SeqCst);
+        for _ in 0..2 {
+            other.follow().await.unwrap();
+            assert_eq!(check(&other.snapshot(), &key.text, world.clock.now()), Err(KeyRefusal::Invalid));
+            for id in ["b", "d"] {
+                assert_eq!(tokens.acquire(&connection_id(id)).await.unwrap_err(), LendError::Frozen);
+            }
+            assert!(other.readiness().store_reachable);
+            world.backend.forgetful.store(false, SeqCst);
+        }
+        *world.backend.withheld.lock().unwrap() = None;
+        other.follow().await.unwrap();
+        assert_eq!(tokens.acquire(&connection_id("c")).await.unwrap_err(), LendError::Frozen);
+    }
+}
+
+/// The store fails in the middle: keys and policies came first, and what is missing comes when it answers again.
+#[tokio::test]
+async fn keys_do_not_wait_for_connections() {
+    for everything_is_read_again in [false, true] {
+        let world = World::new().await;
+        let key = world.key().await;
+        world.connected("c", "abel").await;
+        let (other, tokens) = world.another_process().await;
+        tokens.acquire(&connection_id("c")).await.unwrap();
+        world.control.freeze(&connection_id("c"), String::new()).await.unwrap();
+        world.control.delete_key(&key.versioned.record.id, None).await.unwrap();
+        world.backend.withhold(Kind::Connection, "c", StoreError::Unreachable("gone".to_owned()));
+        world.backend.forgetful.store(everything_is_read_again, SeqCst);
+        other.follow().await.unwrap_err();
+        assert_eq!(check(&other.snapshot(), &key.text, world.clock.now()), Err(KeyRefusal::Invalid));
+        assert!(!other.readiness().store_reachable);
+        *world.backend.withheld.lock().unwrap() = None;
+        other.follow().await.unwrap();
+        assert_eq!(tokens.acquire(&connection_id("c")).await.unwrap_err(), LendError::Frozen);
+    }
+}
+
 /// Store reachable: a revocation is in force within a second, even while last uses are being written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_does_not_wait_for_the_tidying() {
@@ -128,7 +184,7 @@ async fn a_revocation_does_not_wait_for_the_tidying() {
     let release = CancellationToken::new();
     let (reached, held) = (Arc::new(CancellationToken::new()), release.clone());
     let there = reached.clone();
-    world.backend.on(Point::BeforeReplace(Kind::CallerKey), 0, async move || {
+    world.backend.on(Point::BeforeCreate(Kind::CallerKeyUse), 0, async move || {
         there.cancel();
         held.cancelled().await;
     });
@@ -146,8 +202,69 @@ async fn a_revocation_does_not_wait_for_the_tidying() {
     release.cancel();
     closing.cancel();
     running.await.unwrap();
-    let stored = world.store.load::<CallerKey>(busy.versioned.record.id.as_str()).await.unwrap().unwrap();
+    let stored = world.control.key(&busy.versioned.record.id).await.unwrap();
     assert!(stored.record.last_used_at.is_some());
+}
+
+/// A use is no change: no process compiles its keys again for it, and an operator's `If-Match` still matches.
+#[tokio::test]
+async fn a_use_of_a_key_is_no_change_of_it() {
+    let world = World::new().await;
+    let key = world.key().await.versioned;
+    let id = &key.record.id;
+    let (other, _tokens) = world.another_process().await;
+    let counter = async || world.store.changes(ChangeCounter::default()).await.unwrap().counter();
+    let before = counter().await;
+    let check = async |expected| {
+        let found = world.control.key(id).await.unwrap();
+        assert_eq!((found.revision, found.record.last_used_at), (key.revision, expected));
+        let listed = other.keys(None, 10).await.unwrap().records;
+        assert_eq!(listed.iter().map(|key| key.record.last_used_at).collect::<Vec<_>>(), [expected]);
+    };
+    check(None).await;
+    let at = |secs| world.clock.now() + Duration::from_secs(secs);
+    let (earlier, later) = (at(0), at(60));
+    for (control, used_at, expected) in [
+        (&world.control, earlier, earlier),
+        (&other, later, later),
+        (&world.control, earlier, later), // only forwards
+    ] {
+        control.snapshot().load().key(id).unwrap().mark_used(used_at);
+        control.write_last_uses().await;
+        check(Some(expected)).await;
+    }
+    assert_eq!(counter().await, before);
+
+    let changed = world.control.change_key(id, key_spec(&["p"]), Some(key.revision)).await.unwrap();
+    assert_eq!(changed.record.last_used_at, Some(later));
+    let rotated = world.control.rotate_key(id, Duration::ZERO).await.unwrap().versioned;
+    assert_eq!(rotated.record.last_used_at, Some(later));
+
+    world.backend.corrupt(Kind::CallerKeyUse, id.as_str()).await;
+    assert_eq!(world.control.key(id).await.unwrap().record.last_used_at, None);
+    assert_eq!(world.control.keys(None, 10).await.unwrap().records.len(), 1);
+}
+
+/// Whether it is deleted before a use is written, or in the middle.
+#[tokio::test]
+async fn a_deleted_key_leaves_no_last_use() {
+    for in_the_middle in [false, true] {
+        let world = World::new().await;
+        let id = world.key().await.versioned.record.id;
+        let (other, _tokens) = world.another_process().await;
+        world.control.snapshot().load().key(&id).unwrap().mark_used(world.clock.now());
+        if in_the_middle {
+            let (other, id) = (other.clone(), id.clone());
+            let delete = async move || other.delete_key(&id, None).await.unwrap();
+            world.backend.on(Point::BeforeCreate(Kind::CallerKeyUse), 0, delete);
+            world.control.write_last_uses().await;
+        } else {
+            world.control.write_last_uses().await;
+            assert_eq!(world.count::<CallerKeyUse>().await, 1);
+            other.delete_key(&id, None).await.unwrap();
+        }
+        assert_eq!((world.count::<CallerKey>().await, world.count::<CallerKeyUse>().await), (0, 0));
+    }
 }
 
 /// Last uses are written at the end, too.

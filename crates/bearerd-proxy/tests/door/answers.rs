@@ -166,3 +166,31 @@ async fn answers_that_are_no_data_are_said_to_be() {
     let html = r#"bearerd_proxy_requests_total{method="GET",origin="bearerd",status_class="5xx"}"#;
     assert_eq!(door.metric(html), 3);
 }
+
+/// The instance may have executed a write whatever it answered; of what it dropped, nobody knows.
+#[tokio::test]
+async fn answers_that_are_no_data_invite_only_reads_to_be_repeated() {
+    let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    instance.serve(|request| {
+        if request.first_line.contains("asleep") {
+            "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>".to_owned()
+        } else {
+            "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n".to_owned()
+        }
+    });
+    for (method, query, code, retryable) in [
+        ("GET", "asleep", "instance_asleep", true),
+        ("POST", "asleep", "instance_asleep", false),
+        ("PUT", "asleep", "instance_asleep", false),
+        ("PATCH", "asleep", "instance_asleep", false),
+        ("DELETE", "asleep", "instance_asleep", false),
+        ("GET", "dropped", "instance_dropped_request", false),
+        ("POST", "dropped", "instance_dropped_request", false),
+    ] {
+        let answer = door.once(&format!("{method} /api/now/table/incident?{query}"), "").await;
+        assert_eq!((answer.status, answer.code()), (503, code));
+        let said = format!("\"retryable\":{retryable}");
+        assert!(answer.text().contains(&said), "{method} {query}: {}", answer.text());
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bearerd_model::{ConnectionSelector, UnixTime};
 use bearerd_proxy::ProxySettings;
 
-use crate::support::{Door, Instance, Message, id, ids, ok, respond, rule, snapshot, token};
+use crate::support::{Door, Instance, Message, id, ids, ok, respond, rule, snapshot};
 
 /// P-06, P-07, P-08, P-09, P-12: one call with everything wrong that a head can carry.
 #[tokio::test]
@@ -341,7 +341,7 @@ async fn a_used_key_and_a_used_connection_are_marked() {
     assert_eq!(marks(), (vec![(door.key.id(), now)], Some(now)));
     assert_eq!(door.tokens.last_use("it"), None);
     // Where the token had to be waited for, too.
-    door.tokens.will_acquire(Ok(token("fresh", 8)));
+    door.tokens.will_acquire(Ok(door.tokens.token_of("hr", "fresh", 8)));
     door.clock.advance(Duration::from_mins(25));
     door.once("GET /api/now/table/incident", "").await;
     let now = UnixTime::from_secs(2_500);

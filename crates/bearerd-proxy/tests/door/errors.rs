@@ -1,13 +1,13 @@
 //! Calls that are refused: the code, the bytes, and that nothing of them reaches an instance.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bearerd_model::{Clock, DeathCause, UnixTime};
 use bearerd_policy::{ApiKey, KeyKind};
 use bearerd_proxy::ProxySettings;
 use bearerd_tokens::{LendError, Standing};
 
-use crate::support::{Door, Instance, ids, ok, rule, snapshot, token};
+use crate::support::{Door, Instance, ids, ok, rule, snapshot, token, upstream};
 
 /// P-01, P-02, P-15, P-16: shapes that smuggle, each on a connection of its own.
 #[tokio::test]
@@ -280,7 +280,7 @@ async fn a_connection_without_a_token_says_why() {
         // One who may not use the connection learns nothing of it.
         assert_eq!(door.once("GET /api/now/table/sys_user", "").await.code(), "policy_denied");
         // The same where the token has to be waited for.
-        door.tokens.set_standing("hr", Standing::Ready(token("old", 1)));
+        door.tokens.set_standing("hr", Standing::Ready(door.tokens.token_of("hr", "old", 1)));
         door.tokens.will_acquire(Err(error));
         door.clock.advance(Duration::from_secs(2_000));
         door.shared.confirm(door.clock.now());
@@ -294,11 +294,45 @@ async fn a_token_past_its_use_is_waited_for() {
     let instance = Instance::listen().await;
     let door = Door::open(&instance);
     instance.serve(|request| ok(request.header("authorization").unwrap(), ""));
-    door.tokens.will_acquire(Ok(token("fresh", 8)));
+    door.tokens.will_acquire(Ok(door.tokens.token_of("hr", "fresh", 8)));
     for (step_secs, expected) in [(999, "Bearer token-of-hr"), (1, "Bearer fresh")] {
         door.clock.advance(Duration::from_secs(step_secs));
         assert_eq!(door.once("GET /api/now/table/incident", "").await.text(), expected);
     }
+}
+
+/// A connection that lives by client credentials, before its first token or after a purge.
+#[tokio::test]
+async fn a_connection_without_a_token_gets_one() {
+    let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    instance.serve(|request| ok(request.header("authorization").unwrap(), ""));
+    door.tokens.set_standing("hr", Standing::NeedsToken);
+    door.tokens.will_acquire(Ok(door.tokens.token_of("hr", "first", 1)));
+    assert_eq!(door.once("GET /api/now/table/incident", "").await.text(), "Bearer first");
+    assert_eq!(door.tokens.last_use("hr"), Some(door.clock.now()));
+    // One who may not use the connection makes nobody ask.
+    door.tokens.set_standing("it", Standing::NeedsToken);
+    let more = "connection-id: it\r\n";
+    assert_eq!(door.once("GET /api/now/table/sys_user", more).await.code(), "policy_denied");
+    assert_eq!(door.tokens.last_use("it"), None);
+}
+
+/// I-4: a token that came for another instance, or for another connection of the same id, goes nowhere.
+#[tokio::test]
+async fn a_token_of_a_connection_that_nobody_judged_goes_nowhere() {
+    let instance = Instance::listen().await;
+    let elsewhere = Instance::listen().await;
+    let door = Door::open(&instance);
+    door.tokens.set_standing("hr", Standing::NeedsToken);
+    for changed in [&elsewhere, &instance] {
+        door.tokens.will_acquire(Ok(token("other", 1, &Arc::new(upstream(changed)))));
+        let answer = door.once("POST /api/now/table/incident", "").await;
+        assert_eq!((answer.status, answer.code()), (503, "token_unavailable"));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert!(answer.text().contains("\"retryable\":true"), "nothing was sent: {}", answer.text());
+    }
+    assert_eq!((instance.accepted(), elsewhere.accepted()), (0, 0));
 }
 
 #[tokio::test]
@@ -307,7 +341,8 @@ async fn errors_have_the_shape_that_was_asked_for() {
     let door = Door::open(&instance);
     let json = door.once("GET /api/now/table/sys_user", "").await;
     assert_eq!(json.header("content-type"), Some("application/json;charset=UTF-8"));
-    assert!(json.text().starts_with("{\"bearerd\":{\"code\":\"policy_denied\""), "{}", json.text());
+    assert!(json.text().starts_with("{\"error\":{\"message\":\""), "{}", json.text());
+    assert!(json.text().contains("\"bearerd\":{\"code\":\"policy_denied\""), "{}", json.text());
     let xml = door.once("GET /api/now/table/sys_user", "accept: application/xml\r\n").await;
     assert_eq!(xml.header("content-type"), Some("application/xml;charset=UTF-8"));
     assert!(xml.text().contains("<response><error><message>"), "{}", xml.text());

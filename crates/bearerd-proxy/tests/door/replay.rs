@@ -1,10 +1,12 @@
 //! P-26: an upstream 401 means one forced refresh, one replay, and nothing else ever runs twice.
 
+use std::sync::Arc;
+
 use bearerd_model::Generation;
 use bearerd_proxy::ProxySettings;
 use bearerd_tokens::AfterRefusal;
 
-use crate::support::{Door, Instance, id, ok, respond, token};
+use crate::support::{Door, Instance, id, ok, respond, soon, token, upstream};
 
 const CHALLENGE: &str = "www-authenticate: Bearer realm=\"sn\"\r\n";
 
@@ -12,7 +14,7 @@ const CHALLENGE: &str = "www-authenticate: Bearer realm=\"sn\"\r\n";
 async fn a_refused_token_is_replaced_and_the_call_replayed_once() {
     let mut instance = Instance::listen().await;
     let door = Door::open(&instance);
-    door.tokens.after_refusal(AfterRefusal::Replay(token("newer", 8)));
+    door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
     for (call, more, body) in [
         ("GET", "", ""),
         ("DELETE", "", ""),
@@ -43,7 +45,7 @@ async fn a_refused_token_is_replaced_and_the_call_replayed_once() {
 async fn a_second_401_passes_through_without_its_challenge() {
     let mut instance = Instance::listen().await;
     let door = Door::open(&instance);
-    door.tokens.after_refusal(AfterRefusal::Replay(token("newer", 8)));
+    door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
     let mut caller = door.call().await;
     caller.send(door.head("GET /api/now/table/incident", "")).await;
     for body in ["first", "second"] {
@@ -82,7 +84,7 @@ async fn a_body_beyond_the_buffer_is_not_replayed_but_the_token_is_refreshed() {
     let mut instance = Instance::listen().await;
     let settings = ProxySettings { replay_body_bytes_max: 4, ..ProxySettings::default() };
     let door = Door::open_with(&instance, settings);
-    door.tokens.after_refusal(AfterRefusal::Replay(token("newer", 8)));
+    door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
     let mut caller = door.call().await;
     caller.send(door.head("POST /api/now/table/incident", "content-length: 5\r\n") + "abcde").await;
     let mut peer = instance.accept().await;
@@ -98,7 +100,7 @@ async fn a_body_beyond_the_buffer_is_not_replayed_but_the_token_is_refreshed() {
 async fn an_early_401_is_replayed_with_the_rest_of_the_body() {
     let mut instance = Instance::listen().await;
     let door = Door::open(&instance);
-    door.tokens.after_refusal(AfterRefusal::Replay(token("newer", 8)));
+    door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
     let mut caller = door.call().await;
     caller.send(door.head("POST /api/now/table/incident", "content-length: 9\r\n") + "abc").await;
     let mut first = instance.accept().await;
@@ -114,6 +116,67 @@ async fn an_early_401_is_replayed_with_the_rest_of_the_body() {
     second.send(ok("{}", "")).await;
     assert_eq!(caller.answer(false).await.status, 200);
     assert_eq!(first.closed().await, b"");
+}
+
+/// I-11: the body outgrows the buffer while the refresh is under way: nothing is replayed, least of all its tail.
+#[tokio::test]
+async fn a_body_that_outgrows_the_buffer_during_the_refresh_is_not_replayed() {
+    for framing in ["content-length", "chunked"] {
+        let mut instance = Instance::listen().await;
+        let door = Door::open(&instance);
+        door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
+        let refresh_ends = door.tokens.hold_refresh();
+        let (start, rest) = ("a".repeat(1024), "b".repeat(199 * 1024));
+        let (header, start, rest) = match framing {
+            "chunked" => (
+                "transfer-encoding: chunked\r\n".to_owned(),
+                format!("400\r\n{start}\r\n"),
+                format!("31c00\r\n{rest}\r\n0\r\n\r\n"),
+            ),
+            _ => (format!("content-length: {}\r\n", 200 * 1024), start, rest),
+        };
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/incident", &header) + &start).await;
+        let mut peer = instance.accept().await;
+        peer.head().await.unwrap();
+        peer.bytes(1024).await.unwrap();
+        peer.send(respond(401, "first", CHALLENGE)).await;
+        soon(async {
+            while door.tokens.refused().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let caller_sends = caller.send(rest);
+        let peer_reads = peer.bytes(199 * 1024);
+        tokio::join!(caller_sends, peer_reads).1.unwrap();
+        refresh_ends.send(()).unwrap();
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.status, answer.text(), answer.code()), (401, "first", ""), "{framing}");
+        assert_eq!(door.metric("bearerd_proxy_replays_total"), 0);
+        assert_eq!(instance.accepted(), 1);
+    }
+}
+
+/// I-4: the connection went to another instance, or was made anew, before the refresh was through.
+#[tokio::test]
+async fn nothing_is_replayed_with_a_token_for_elsewhere() {
+    let mut instance = Instance::listen().await;
+    let elsewhere = Instance::listen().await;
+    let door = Door::open(&instance);
+    for (attempts, changed) in [upstream(&elsewhere), upstream(&instance)].into_iter().enumerate() {
+        let newer = token("of-another-connection", 8, &Arc::new(changed));
+        door.tokens.after_refusal(AfterRefusal::Replay(newer));
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/incident", "content-length: 2\r\n") + "ab").await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        peer.send(respond(401, "first", "connection: close\r\n")).await;
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.status, answer.text(), answer.code()), (401, "first", ""));
+        assert_eq!((instance.accepted(), elsewhere.accepted()), (attempts + 1, 0));
+    }
+    assert_eq!(door.metric("bearerd_proxy_replays_total"), 0);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 
@@ -58,6 +58,7 @@ struct State {
     stored: HashMap<ConnectionId, Arc<ConnectionView>>,
     refused: Vec<(ConnectionId, Generation)>,
     after_refusal: Option<AfterRefusal>,
+    refresh_ends: Option<oneshot::Receiver<()>>,
     acquire: Option<Result<LentToken, LendError>>,
     sole: Option<ConnectionId>,
     loads: usize,
@@ -80,6 +81,13 @@ impl FakeTokens {
         self.lock().after_refusal = Some(outcome);
     }
 
+    /// The next forced refresh is under way until the sender is used or dropped.
+    pub(crate) fn hold_refresh(&self) -> oneshot::Sender<()> {
+        let (ends, ended) = oneshot::channel();
+        self.lock().refresh_ends = Some(ended);
+        ends
+    }
+
     /// When a call last went out through a connection.
     pub(crate) fn last_use(&self, name: &str) -> Option<UnixTime> {
         self.lock().views[&id(name)].last_use.at()
@@ -91,6 +99,11 @@ impl FakeTokens {
 
     pub(crate) fn set_sole(&self, sole: Option<ConnectionId>) {
         self.lock().sole = sole;
+    }
+
+    /// Another token of a connection, for where its calls go.
+    pub(crate) fn token_of(&self, name: &str, text: &str, generation: u64) -> LentToken {
+        token(text, generation, &self.lock().views[&id(name)].upstream)
     }
 
     pub(crate) fn set_standing(&self, name: &str, standing: Standing) {
@@ -124,11 +137,17 @@ impl AccessTokens for FakeTokens {
         Box::pin(async { outcome })
     }
 
-    fn refused(&self, id: &ConnectionId, generation: Generation) -> Waiting<AfterRefusal> {
+    fn refused(&self, id: &ConnectionId, token: &LentToken) -> Waiting<AfterRefusal> {
         let mut state = self.lock();
-        state.refused.push((id.clone(), generation));
+        state.refused.push((id.clone(), token.generation));
         let outcome = state.after_refusal.clone().unwrap_or(AfterRefusal::PassThrough);
-        Box::pin(async { outcome })
+        let refresh_ends = state.refresh_ends.take();
+        Box::pin(async {
+            if let Some(ended) = refresh_ends {
+                let _ = ended.await;
+            }
+            outcome
+        })
     }
 
     fn sole_connection(&self) -> Waiting<Option<ConnectionId>> {
@@ -137,9 +156,18 @@ impl AccessTokens for FakeTokens {
     }
 }
 
-pub(crate) fn token(text: &str, generation: u64) -> LentToken {
+pub(crate) fn upstream(instance: &Instance) -> Upstream {
+    Upstream {
+        integration: IntegrationId::parse("sn").unwrap(),
+        instance: instance.origin.clone(),
+        connector: Connector::new(&EgressSettings::default()).unwrap(),
+    }
+}
+
+pub(crate) fn token(text: &str, generation: u64, upstream: &Arc<Upstream>) -> LentToken {
     LentToken {
         generation: Generation(generation),
+        upstream: Arc::clone(upstream),
         bearer: HeaderValue::from_str(&format!("Bearer {text}")).unwrap(),
         usable_until: UnixTime::from_secs(2_000),
     }
@@ -206,17 +234,14 @@ impl Door {
         let clock = Arc::new(FakeClock::at(UnixTime::from_secs(1_000)));
         let key = ApiKey::generate(KeyKind::Caller);
         let shared = Arc::new(SharedSnapshot::new(snapshot(&key, rules(), Some("hr")), clock.now()));
-        let upstream = Arc::new(Upstream {
-            integration: IntegrationId::parse("sn").unwrap(),
-            instance: instance.origin.clone(),
-            connector: Connector::new(&EgressSettings::default()).unwrap(),
-        });
+        let way = upstream(instance);
         let view = |name: &str| {
+            let upstream = Arc::new(way.clone());
             let view = ConnectionView {
                 id: id(name),
                 labels: BTreeMap::from([("name".to_owned(), name.to_owned())]),
-                upstream: Arc::clone(&upstream),
-                standing: Standing::Ready(token(&format!("token-of-{name}"), 7)),
+                standing: Standing::Ready(token(&format!("token-of-{name}"), 7, &upstream)),
+                upstream,
                 last_use: Arc::default(),
             };
             (id(name), Arc::new(view))

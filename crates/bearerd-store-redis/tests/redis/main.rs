@@ -92,6 +92,95 @@ async fn connecting_and_reading_write_nothing() {
     assert!(stats.contains("rdb_changes_since_last_save:0\r\n"), "{stats}");
 }
 
+/// S-04: whatever stands in a record's place costs that record alone. Another tool, a mistyped command or a half-done
+/// restore may have left it there.
+#[tokio::test]
+async fn a_damaged_record_costs_one_record() {
+    let poisons: [&[&[&[u8]]]; 7] = [
+        &[&[b"HSET", RECORD, b"r", b"not hex"]],
+        &[&[b"HSET", RECORD, b"r", b"\xff\xfe"]],
+        &[&[b"HDEL", RECORD, b"r"]],
+        &[&[b"HDEL", RECORD, b"v"]],
+        &[&[b"HSET", RECORD, b"v", b"not sealed"], &[b"HSET", RECORD, b"r", b""]],
+        &[&[b"SET", RECORD, b"a string"]],
+        &[&[b"DEL", RECORD], &[b"RPUSH", RECORD, b"a", b"list"]],
+    ];
+    let server = Server::start();
+    for poison in poisons {
+        redis::cmd("FLUSHALL").exec(&mut server.raw()).unwrap();
+        contract::a_damaged_record_hides_no_other(
+            Arc::new(server.backend().await),
+            async |backend, key: &RecordKey| {
+                assert_eq!(format!("bearerd:{{{}}}:connection", key.id).as_bytes(), RECORD);
+                for command in poison {
+                    println!("{}", command.concat().escape_ascii());
+                    redis::cmd("EVAL")
+                        .arg("return redis.call(unpack(ARGV))")
+                        .arg(0)
+                        .arg(*command)
+                        .exec(&mut server.raw())
+                        .unwrap();
+                }
+                backend
+            },
+        )
+        .await;
+    }
+}
+
+/// An id that no bearerd wrote into an index names no record, and hides none.
+#[tokio::test]
+async fn a_foreign_id_in_an_index_hides_no_record() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    for id in ["a", "z"] {
+        backend.create(&key(id), sealed("1"), None).await.unwrap().unwrap();
+    }
+    let foreign: &[u8] = b"b\xff";
+    redis::cmd("ZADD").arg("bearerd:{c}:i:connection").arg(0).arg(foreign).exec(&mut server.raw()).unwrap();
+    for limit in [1, 2, 10] {
+        let (mut found, mut after): (Vec<String>, _) = (Vec::new(), None);
+        loop {
+            let page = backend.list(Kind::Connection, after.as_deref(), limit).await.unwrap();
+            let is_last = page.len() < limit;
+            found.extend(page.into_iter().map(|entry| entry.id));
+            after = found.last().cloned();
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(found, ["a", "z"], "in pages of {limit}");
+    }
+}
+
+/// A server that refuses to answer for one record of many does not answer: nothing is passed off as damaged.
+#[tokio::test]
+async fn a_refused_read_is_no_damage() {
+    let server = Server::start();
+    let backend = server.backend().await;
+    for id in ["a", "b"] {
+        backend.create(&key(id), sealed("1"), None).await.unwrap().unwrap();
+    }
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("narrow")
+        .arg(&["on", ">pass", "~bearerd:{c}:*", "~bearerd:{a}:*", "+@all"])
+        .exec(&mut server.raw())
+        .unwrap();
+    let settings = RedisSettings {
+        username: Some("narrow".to_owned()),
+        password: Some(SecretText::parse("pass".to_owned()).unwrap()),
+        ..server.settings()
+    };
+    let narrow = RedisBackend::connect(settings).await.unwrap();
+    for error in [
+        narrow.load(&key("b")).await.unwrap_err(),
+        narrow.list(Kind::Connection, None, 10).await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, StoreError::Refused(why) if why.contains("NOPERM")), "{error}");
+    }
+}
+
 /// F-04: the server is killed and comes back between two calls. The link mends itself; with a file that is
 /// appended to, nothing is lost.
 #[tokio::test]
@@ -539,3 +628,6 @@ fn key(id: &str) -> RecordKey {
 fn sealed(text: &str) -> Sealed {
     Sealed::from_bytes(text.as_bytes().to_vec())
 }
+
+/// The connection `b`, which the contract has damaged.
+const RECORD: &[u8] = b"bearerd:{b}:connection";

@@ -18,7 +18,9 @@ use crate::{
 /// Commands that change connections and keys talk to the admin API of a running daemon.
 #[derive(Debug, Parser)]
 #[command(name = "bearerd", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Start here:\n  bearerd demo                    everything at once, against a simulated ServiceNow\n  bearerd init --dir ./bearerd    a key file, an admin key and settings of your own\n  bearerd serve --config ./bearerd/bearerd.toml")]
+#[command(
+    after_help = "Start here:\n  bearerd demo                    everything at once, against a simulated ServiceNow\n  bearerd init --dir ./bearerd    a key file, an admin key and settings of your own\n  bearerd serve --config ./bearerd/bearerd.toml"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -30,10 +32,14 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(crate::demo::DemoArgs),
     /// Makes a key file, the first admin key and a settings file
-    #[command(after_help = "Example:\n  bearerd init --dir /etc/bearerd\n  bearerd serve --config /etc/bearerd/bearerd.toml")]
+    #[command(
+        after_help = "Example:\n  bearerd init --dir /etc/bearerd\n  bearerd serve --config /etc/bearerd/bearerd.toml"
+    )]
     Init(InitArgs),
     /// Runs the daemon
-    #[command(after_help = "Every setting: config/bearerd.toml. Each can be given as BEARERD__SECTION__NAME:\n  BEARERD__PROXY__LISTEN=0.0.0.0:8080 bearerd serve")]
+    #[command(
+        after_help = "Every setting: config/bearerd.toml. Each can be given as BEARERD__SECTION__NAME:\n  BEARERD__PROXY__LISTEN=0.0.0.0:8080 bearerd serve"
+    )]
     Serve(ServeArgs),
     /// Runs the ServiceNow simulator alone
     #[cfg(feature = "demo")]
@@ -114,6 +120,7 @@ fn serve(args: &ServeArgs) -> Result<()> {
     let settings = Settings::read(args.config.as_deref())?;
     logging::start(&settings.process)?;
     hardening::apply();
+    hardening::raise_descriptor_limit();
     block_on(async {
         let bound = Bound::bind(&settings)?;
         let daemon = Daemon::start(&settings, bound).await?;

@@ -36,7 +36,7 @@ impl Report {
     /// Standard output cannot be written; a reader that left early (`| head`) is no error.
     pub(crate) fn print(&self, format: OutputFormat) -> Result<(), CliError> {
         let text = match format {
-            OutputFormat::Table => self.text.trim_end().to_owned(),
+            OutputFormat::Table => plain(self.text.trim_end()),
             OutputFormat::Json if self.json.is_null() => return Ok(()),
             OutputFormat::Json => format!("{:#}", self.json),
         };
@@ -48,6 +48,15 @@ impl Report {
             _ => Ok(()),
         }
     }
+}
+
+/// Text from elsewhere steers no terminal: control and bidirectional characters become U+FFFD.
+fn plain(text: &str) -> String {
+    let steers = |char: char| {
+        (char.is_control() && char != '\n')
+            || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|char| if steers(char) { char::REPLACEMENT_CHARACTER } else { char }).collect()
 }
 
 /// Rows under headings; `empty` says what to do where there are none.
