@@ -12,7 +12,7 @@ pub use harness::consent::WebClient;
 pub use harness::daemon::{Cli, Daemon, Setup};
 pub use harness::deployment::{CLIENT_ID, CLIENT_SECRET, Deployment};
 pub use harness::http::{Reply, Request, get, request};
-pub use harness::load::{Load, LoadReport};
+pub use harness::load::{FailedCall, Load, LoadReport};
 pub use harness::process::{bearerd_binary, free_port, loopback, output_folder, release_binary, repository};
 pub use harness::redis::Redis;
 pub use harness::runtime::{block_on, wait_until};

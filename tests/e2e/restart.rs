@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use bearerd_tests::{Deployment, Load, Redis, Setup, wait_until};
+use bearerd_tests::{Deployment, FailedCall, Load, Redis, Setup, wait_until};
 use servicenow_sim::Behaviour;
 
 const CALLS_PER_SECOND: u32 = 20;
+/// Between two clocks: the load's and the test's.
+const MARGIN: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
@@ -69,11 +71,12 @@ fn check(name: &str, end: End, redis: Option<&Redis>) {
         deployment.daemon.ready_after
     );
 
-    let margin = Duration::from_millis(100); // a call that was under way, or began as the door opened
-    let during = |at: &Duration| *at + margin * 5 >= ended_at && *at <= ready_at + margin;
-    assert!(report.unanswered.iter().all(|(at, _)| during(at)), "{report}");
-    let refused_while_draining = |what: &str| end == End::Terminate && what.starts_with("503 draining");
-    assert!(report.bad.iter().all(|(at, what)| during(at) && refused_while_draining(what)), "{report}");
+    // What was under way when the process ended, or began before it was back.
+    let during = |call: &FailedCall| call.ended + MARGIN >= ended_at && call.began <= ready_at + MARGIN;
+    let refused_while_draining =
+        |call: &FailedCall| end == End::Terminate && call.what.starts_with("503 draining");
+    assert!(report.unanswered.iter().all(during), "{report}");
+    assert!(report.bad.iter().all(|call| during(call) && refused_while_draining(call)), "{report}");
     assert_eq!(deployment.sim().counters().requests_to("authorize"), 0, "nobody consented again");
     assert_eq!(deployment.connection_state("hr-prod"), "active");
     assert!(generation(&deployment) > generation_before, "tokens were renewed after all");

@@ -30,11 +30,19 @@ pub struct Load {
 pub struct LoadReport {
     /// Answered with 200.
     pub good: usize,
-    /// Answered otherwise: when, and what.
-    pub bad: Vec<(Duration, String)>,
+    /// Answered otherwise.
+    pub bad: Vec<FailedCall>,
     /// Not answered: nobody listened, or the connection ended before the answer.
-    pub unanswered: Vec<(Duration, String)>,
+    pub unanswered: Vec<FailedCall>,
     pub slowest: Duration,
+}
+
+/// One call that did not end in 200; times count from the start of the load.
+#[derive(Debug, Clone)]
+pub struct FailedCall {
+    pub began: Duration,
+    pub ended: Duration,
+    pub what: String,
 }
 
 impl Load {
@@ -74,15 +82,16 @@ async fn run(request: Request, calls_per_second: u32, length: Duration, stop: Ar
     }
     let mut report = LoadReport::default();
     while let Some(call) = calls.join_next().await {
-        let (at, took, result) = call.unwrap();
+        let (began, took, result) = call.unwrap();
         report.slowest = report.slowest.max(took);
+        let failed = |what: String| FailedCall { began, ended: began + took, what };
         match result {
             Ok(reply) if reply.status == 200 => report.good += 1,
             Ok(reply) => {
-                let what = format!("{} {} {}", reply.status, reply.header("bearerd-error"), reply.text());
-                report.bad.push((at, what));
+                let code = reply.header("bearerd-error");
+                report.bad.push(failed(format!("{} {code} {}", reply.status, reply.text())));
             }
-            Err(error) => report.unanswered.push((at, error)),
+            Err(error) => report.unanswered.push(failed(error)),
         }
     }
     report
@@ -104,8 +113,8 @@ impl fmt::Display for LoadReport {
             bad.len(),
             unanswered.len()
         )?;
-        for (at, what) in bad.iter().chain(unanswered).take(5) {
-            write!(f, "\n  at {at:?}: {what}")?;
+        for FailedCall { began, ended, what } in bad.iter().chain(unanswered).take(5) {
+            write!(f, "\n  from {began:.2?} to {ended:.2?}: {what}")?;
         }
         Ok(())
     }

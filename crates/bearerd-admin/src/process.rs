@@ -5,7 +5,7 @@ use std::fs;
 
 use prometheus::{Counter, Gauge, Registry, core::Collector};
 
-/// The gauges, brought up to date by [`ProcessMetrics::gather`].
+/// The gauges, brought up to date with each scrape.
 #[derive(Debug)]
 pub(crate) struct ProcessMetrics {
     cpu_seconds: Counter,

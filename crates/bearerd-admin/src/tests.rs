@@ -337,6 +337,7 @@ fn only_the_expected_schemas_hold_secrets() {
             "Connection.access_token_usable",
             "Connection.refresh_token_expires_at",
             "ImportRequest.refresh_token_expires_at",
+            "ImportRequest.token_type",
             "Integration.client_secret_set",
             "Integration.refresh_token_lifetime_secs",
             "Integration.token_endpoint",

@@ -104,7 +104,7 @@ impl Control {
         let reachable = result.is_ok();
         if self.spread.store_reachable.swap(reachable, Ordering::Relaxed) != reachable {
             match &result {
-                Ok(_) => info!("the store answers"),
+                Ok(()) => info!("the store answers"),
                 Err(error) => error!(%error, "the store does not answer: {error}"),
             }
         }

@@ -2,7 +2,7 @@
 //! that all of it can be fuzzed; the proxy door calls it on every request.
 //!
 //! The life of a check: [`PresentedKey::parse`] (shape and checksum, no look-up) → [`Snapshot::authenticate`] (one
-//! HMAC, one look-up) → [`CompiledKey::sole_connection`] where the call names none → [`CompiledKey::opens`] (else
+//! HMAC, one look-up) → [`CompiledKey::sole_connection`] where the call names none → [`CompiledKey::may_open`] (else
 //! the connection is as good as unknown) → [`CompiledKey::decide`].
 
 mod compiled;

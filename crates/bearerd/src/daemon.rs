@@ -173,7 +173,7 @@ impl Daemon {
             match certificate.reload() {
                 Ok(()) => info!("a door's certificate was read again"),
                 Err(error) => {
-                    error!(%error, "a door's certificate was not read again; the old one stays: {error}")
+                    error!(%error, "a door's certificate was not read again; the old one stays: {error}");
                 }
             }
         }
