@@ -181,7 +181,8 @@ fn consent_notice(fault: &ConsentFault) -> Notice {
         ConsentFault::MalformedCallback => (
             StatusCode::BAD_REQUEST,
             "This answer cannot be read",
-            "What arrived here is not an answer to a sign-in, so nothing was connected.",
+            "What arrived here is not an answer to a sign-in, so nothing was connected. If you chose not to allow access, \
+             that is all there is to it.",
             "If it happens again with a new link, see what lies between browser and bearerd: something changes the \
              address.",
             ASK_FOR_LINK,

@@ -167,7 +167,7 @@ impl Control {
     /// `NotFound`, `Store`.
     pub async fn connection(&self, id: &ConnectionId) -> Result<Versioned<Connection>, ActError> {
         let mut found = self.found::<Connection>("connection", id.as_str()).await?;
-        found.record.last_used_at = found.record.last_used_at.max(self.tokens.last_used(id));
+        self.add_memory(&mut found.record);
         Ok(found)
     }
 
@@ -176,10 +176,17 @@ impl Control {
     pub async fn connections(&self, after: Option<&str>, limit: usize) -> Result<Page<Connection>, ActError> {
         let mut page = self.store.list::<Connection>(after, limit).await?;
         for versioned in &mut page.records {
-            let connection = &mut versioned.record;
-            connection.last_used_at = connection.last_used_at.max(self.tokens.last_used(&connection.id));
+            self.add_memory(&mut versioned.record);
         }
         Ok(page)
+    }
+
+    /// What this process knows beyond the record: the last use, and failures since.
+    fn add_memory(&self, connection: &mut Connection) {
+        connection.last_used_at = connection.last_used_at.max(self.tokens.last_used(&connection.id));
+        if connection.health != Health::Ok {
+            connection.health = self.tokens.health(&connection.id).unwrap_or(connection.health.clone());
+        }
     }
 
     /// The access token's keyed fingerprint, for people who compare; never the token.

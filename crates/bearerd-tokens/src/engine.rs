@@ -271,6 +271,18 @@ impl TokenEngine {
         Ok(refused)
     }
 
+    /// How the connection's refreshes go, with every failure that this process saw; stored is only what changes in
+    /// kind. `None`: not in memory.
+    pub fn health(&self, id: &ConnectionId) -> Option<Health> {
+        let slot = self.inner.held(id)?;
+        Some(slot.read(|state| match state.connection.health.clone() {
+            Health::Failing { since, failures, strikes, reason } => {
+                Health::Failing { since, failures: failures.max(state.failures), strikes, reason }
+            }
+            Health::Ok => Health::Ok,
+        }))
+    }
+
     /// When this process last used the connection.
     pub fn last_used(&self, id: &ConnectionId) -> Option<UnixTime> {
         self.inner.held(id)?.last_use.at()
