@@ -1,5 +1,6 @@
 //! Reads along with the parser, and notes what the parser forgives and a strict reading does not (P-02): a line that
-//! ends in a bare LF, two body lengths (hyper drops one of them), a `#` in the request target (cut off in silence).
+//! ends in a bare LF, two body lengths (hyper drops one of them), transfer codings beside `chunked` (dropped too), a
+//! `#` in the request target (cut off in silence).
 //! Purely an observer: it follows the framing of each request and never changes a byte.
 
 use std::io::BufRead;
@@ -9,6 +10,7 @@ use std::io::BufRead;
 pub(crate) enum WireFault {
     BareLineFeed,
     TwoLengths,
+    TransferCoding,
     Fragment,
 }
 
@@ -17,6 +19,7 @@ impl WireFault {
         match self {
             Self::BareLineFeed => "A line of the head does not end in CR LF.",
             Self::TwoLengths => "The request states its body's length twice.",
+            Self::TransferCoding => "The request has a transfer coding other than chunked alone.",
             Self::Fragment => "The request target holds a fragment.",
         }
     }
@@ -134,7 +137,14 @@ impl Scanner {
                     }
                 }
             }
-            Some(b't') => self.chunked |= value_of(line, b"transfer-encoding").is_some(),
+            Some(b't') => {
+                if let Some(value) = value_of(line, b"transfer-encoding") {
+                    if self.chunked || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                        return self.found(WireFault::TransferCoding);
+                    }
+                    self.chunked = true;
+                }
+            }
             _ => {}
         }
     }
@@ -213,7 +223,7 @@ mod tests {
     /// P-02.
     #[test]
     fn what_the_parser_forgives_is_noted() {
-        use WireFault::{BareLineFeed, Fragment, TwoLengths};
+        use WireFault::{BareLineFeed, Fragment, TransferCoding, TwoLengths};
         let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         check(get, None);
         check(&format!("\r\n{get}{get}"), None);
@@ -231,6 +241,16 @@ mod tests {
         ] {
             check(&format!("{get}POST / HTTP/1.1\r\n{pair}\r\n\r\nabc"), Some((1, TwoLengths)));
         }
+        for coding in [
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked, chunked",
+            "transfer-encoding: identity, chunked",
+            "Transfer-Encoding: foo\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        ] {
+            check(&format!("{get}POST / HTTP/1.1\r\n{coding}\r\n\r\n"), Some((1, TransferCoding)));
+        }
+        check("POST / HTTP/1.1\r\nTransfer-Encoding:\tChunked \r\n\r\n0\r\n\r\n", None);
     }
 
     #[test]
