@@ -15,4 +15,4 @@ pub use harness::http::{Reply, Request, get, request};
 pub use harness::load::{FailedCall, Load, LoadReport};
 pub use harness::process::{bearerd_binary, free_port, loopback, output_folder, release_binary, repository};
 pub use harness::redis::Redis;
-pub use harness::runtime::{block_on, wait_until};
+pub use harness::runtime::{block_on, poll, wait_until};

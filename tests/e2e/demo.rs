@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bearerd_tests::{bearerd_binary, wait_until};
+use bearerd_tests::{bearerd_binary, poll, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The printed curl line works as it stands, and Ctrl-C leaves nothing behind.
@@ -37,10 +37,7 @@ fn the_printed_curl_line_works() {
     let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
 
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
-    let status = (0..400).find_map(|_| {
-        std::thread::sleep(Duration::from_millis(25));
-        demo.try_wait().unwrap()
-    });
+    let status = poll(Duration::from_secs(10), || demo.try_wait().unwrap());
     end(&mut demo);
 
     println!("from a finished build to a usable demo: {:.2} s (issue 2: under 2 s)", usable.as_secs_f64());

@@ -29,7 +29,7 @@ pub fn wait_until<T>(what: &str, limit: Duration, probe: impl FnMut() -> Option<
 }
 
 /// The first thing that `probe` answers; `None` after `limit`.
-pub(crate) fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
         let found = probe();

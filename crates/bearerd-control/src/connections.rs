@@ -488,7 +488,10 @@ impl Control {
                 fix: if refused {
                     "Nothing was kept. Check the integration's client, or obtain new tokens.".to_owned()
                 } else {
-                    format!("The token is kept: run bearerd connection refresh {id}, then test {id}.")
+                    format!(
+                        "The token is kept: run bearerd connection refresh {id}, then connection test {id}, and confirm \
+                         the user that it shows."
+                    )
                 },
                 retry_after: None,
             });
