@@ -375,6 +375,8 @@ impl Control {
             };
             if waits && trusted {
                 connection.lifecycle = Lifecycle::Active { since: now };
+            } else if connection.expected_user.is_some() && !trusted {
+                connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now }; // O-23
             }
             Ok(())
         })
@@ -475,12 +477,15 @@ impl Control {
     ) -> Result<Versioned<Connection>, ActError> {
         let refreshed = self.tokens.refresh_now(id).await?;
         let mut refreshed = refreshed.ok_or(ActError::Changed)?;
-        if let Health::Failing { reason, strikes, .. } = &refreshed.health {
+        if refreshed.grant.as_ref().is_none_or(|grant| grant.generation == Generation::default()) {
+            let (reason, strikes) = match &refreshed.health {
+                Health::Failing { reason, strikes, .. } => (reason.clone(), *strikes),
+                Health::Ok => ("there is no outcome yet".to_owned(), 0),
+            };
             let refused =
-                *strikes > 0 || matches!(refreshed.lifecycle, Lifecycle::ReauthorizationRequired { .. });
-            let reason = reason.clone();
+                strikes > 0 || !matches!(refreshed.lifecycle, Lifecycle::AwaitingConfirmation { .. });
             if refused {
-                self.delete_connection(id, None).await?;
+                self.forget_imported(&refreshed).await?;
             }
             return Err(ActError::Upstream {
                 code: if refused { "grant_refused" } else { "refresh_failed" },
@@ -500,7 +505,7 @@ impl Control {
         match self.activate_after_test(&mut refreshed, integration).await {
             // Not the one who was meant, and nothing is lost by refusing.
             Err(error @ ActError::Conflict { .. }) if !rotated => {
-                self.delete_connection(id, None).await?;
+                self.forget_imported(&refreshed).await?;
                 return Err(error);
             }
             // Not the one who was meant, but the operator's own refresh token is spent: kept, and not lent without a
@@ -508,16 +513,31 @@ impl Control {
             Ok(()) | Err(ActError::Conflict { .. }) => {}
             Err(error) => {
                 warn!(connection.id = %id, %error, "imported connection {id} was not tested");
-                refreshed.lifecycle = Lifecycle::Active { since: self.clock.now() };
+                if refreshed.expected_user.is_none() {
+                    refreshed.lifecycle = Lifecycle::Active { since: self.clock.now() };
+                }
             }
         }
-        let Connection { user, lifecycle, .. } = refreshed;
         self.alter::<Connection>("connection", id.as_str(), None, |connection| {
-            connection.user.clone_from(&user);
-            connection.lifecycle.clone_from(&lifecycle);
+            let waits = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
+            if !waits || !is_same_grant(connection, &refreshed) {
+                return Err(ActError::Changed); // purged, died or made anew meanwhile: that stands
+            }
+            connection.user.clone_from(&refreshed.user);
+            connection.lifecycle.clone_from(&refreshed.lifecycle);
             Ok(())
         })
         .await
+    }
+
+    /// Removes an import that came to nothing, unless something else has its name by now.
+    async fn forget_imported(&self, imported: &Connection) -> Result<(), ActError> {
+        let id = imported.id.as_str();
+        let Some(stored) = self.store.load::<Connection>(id).await? else { return Ok(()) };
+        if stored.record.created_at != imported.created_at {
+            return Ok(());
+        }
+        self.remove::<Connection>(Kind::Connection, id, stored.revision, None).await
     }
 
     /// Reads who the tokens act as, checks it against `expected_user`, and activates.
@@ -546,6 +566,12 @@ impl Control {
         connection.lifecycle = Lifecycle::Active { since: self.clock.now() };
         Ok(())
     }
+}
+
+/// Whether both are the same connection under the same grant, whatever was refreshed in between.
+fn is_same_grant(one: &Connection, other: &Connection) -> bool {
+    let granted_at = |connection: &Connection| connection.grant.as_ref().map(|grant| grant.granted_at);
+    one.created_at == other.created_at && granted_at(one) == granted_at(other)
 }
 
 /// A grant of which only the refresh token is known: its access token has ended before it began, and is never lent.

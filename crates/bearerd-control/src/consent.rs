@@ -412,6 +412,7 @@ impl Control {
         mut decide: impl FnMut(&mut Connection) -> Result<(), Failure> + Send,
     ) -> Result<Connection, Failure> {
         let mut pauses = STORE_PAUSES.iter();
+        let mut is_retry = false;
         let placed = loop {
             let result = self
                 .store
@@ -420,8 +421,20 @@ impl Control {
                         let message = "The connection was changed meanwhile.";
                         return Err(Failure::new("connection_changed", message, RETRY));
                     }
+                    // After a write of unknown outcome: a newer consent is not overwritten.
+                    let held_since = connection.grant.as_ref().map(|held| held.granted_at);
+                    if is_retry && held_since > Some(grant.granted_at) {
+                        return Err(Failure::new(
+                            "connection_changed",
+                            "The connection was changed meanwhile.",
+                            RETRY,
+                        ));
+                    }
                     decide(connection)?;
                     let held = connection.grant.as_ref();
+                    if is_retry && held_since == Some(grant.granted_at) {
+                        return Ok(()); // the first write landed after all, and may have been refreshed since
+                    }
                     let generation = held.map_or(grant.generation, |held| next_generation(held, grant));
                     connection.grant = Some(Grant { generation, ..grant.clone() });
                     connection.health = Health::Ok;
@@ -437,6 +450,7 @@ impl Control {
                 (Err(UpdateError::Declined(failure)), _) => return Err(failure),
                 (Err(UpdateError::Store(error)), Some(pause)) => {
                     warn!(connection.id = %flow.connection, %error, "a new grant was not written yet; trying again");
+                    is_retry = true;
                     tokio::time::sleep(*pause).await;
                 }
                 (Err(_), _) => return Err(store_failure()),

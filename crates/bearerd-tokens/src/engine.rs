@@ -219,7 +219,7 @@ impl TokenEngine {
         let mut changed = slot.subscribe();
         let now = self.inner.clock.now();
         slot.change(|state| {
-            state.early = state.failures > 0 && now < state.not_before;
+            state.early = !state.refreshing && state.failures > 0 && now < state.not_before;
             state.not_before = UnixTime::default(); // an operator may ask at any time
         });
         if self.inner.start_refresh(&slot, Cause::Forced).is_ok() {
@@ -952,6 +952,7 @@ impl Drop for UnderWay {
         let now = self.engine.clock.now();
         self.slot.change(|state| {
             state.refreshing = false;
+            state.early = false;
             if !self.settled {
                 state.forced = None;
                 state.failures = state.failures.saturating_add(1);

@@ -137,6 +137,7 @@ impl Slot {
                     state.failures = 0;
                     state.not_before = UnixTime::default();
                     state.forced = None;
+                    state.refused = None;
                 }
             }
             state.connection = stored;

@@ -68,6 +68,28 @@ async fn o_23_imported_tokens_of_another_user_are_not_lent() {
     world.acquire("c").await.unwrap();
 }
 
+/// O-23: nobody could be asked whose the tokens are, and somebody was expected: not lent.
+#[tokio::test]
+async fn o_23_an_untested_import_waits_for_the_expected_user() {
+    let world = World::new().await;
+    world.instance.next_user_answer(403, "application/json", "{}");
+    world.create("c", importing(import(None, Some("rt-mallory")), Some("abel"))).await.unwrap();
+    assert_eq!(world.acquire("c").await.unwrap_err(), LendError::Pending);
+    assert_eq!(world.control.test(&connection_id("c")).await.unwrap().user.user_name, "mallory");
+    assert_eq!(world.acquire("c").await.unwrap_err(), LendError::Pending);
+}
+
+/// A refresh token that the instance refuses for good leaves nothing behind.
+#[tokio::test]
+async fn a_refused_import_is_forgotten() {
+    let world = World::new().await;
+    world.instance.next_token_answer(400, "application/json", r#"{"error":"invalid_grant"}"#);
+    let refused = world.create("c", importing(import(None, Some("rt-abel")), None)).await.unwrap_err();
+    assert_eq!(refused.code(), "grant_refused");
+    assert_eq!(world.acquire("c").await.unwrap_err(), LendError::Unknown);
+    world.create("c", importing(import(None, Some("rt-abel")), None)).await.unwrap();
+}
+
 /// I-1: a refresh token that was spent here is stored even if nobody could be asked whose it is.
 #[tokio::test]
 async fn i_1_a_spent_refresh_token_is_kept_untested() {
