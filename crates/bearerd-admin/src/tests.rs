@@ -11,8 +11,8 @@ use axum::{Router, body::Body};
 use bearerd_control::{ConnectRules, InstanceRules};
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
-    AccessToken, Clock, Connection, ConnectionId, FakeClock, Generation, Grant, Health, InstanceUser,
-    IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+    AccessToken, Clock, Connection, ConnectionId, Exchanges, FakeClock, Generation, Grant, Health,
+    InstanceUser, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
 };
 use bearerd_net::{Connector, EgressSettings};
 use bearerd_policy::{ApiKey, KeyKind};
@@ -181,6 +181,8 @@ impl Door {
                 refreshed_at: NOW,
                 scope: Some("useraccount".to_owned()),
             }),
+            exchanges: Exchanges::default(),
+            due_at: None,
             created_at: NOW,
             last_used_at: None,
         };

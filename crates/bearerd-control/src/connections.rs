@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_crypto::{Fingerprint, random_base62};
 use bearerd_model::{
-    AccessToken, ConnectLink, Connection, ConnectionId, Freeze, Generation, Grant, GrantType, Health,
-    InstanceUser, Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+    AccessToken, ConnectLink, Connection, ConnectionId, Exchanges, Freeze, Generation, Grant, GrantType,
+    Health, InstanceUser, Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
 };
 use bearerd_oauth::{TokenEndpointError, TokenResponse};
 use bearerd_store::Kind;
@@ -115,6 +115,8 @@ impl Control {
             frozen: None,
             health: Health::Ok,
             grant: None,
+            exchanges: Exchanges::default(),
+            due_at: None,
             created_at: now,
             last_used_at: None,
         };
@@ -135,7 +137,7 @@ impl Control {
                     .await
                     .map_err(|error| token_error(&error))?;
                 let lifetime = integration.refresh_token_lifetime;
-                connection.grant = Some(grant_from(None, TokenCall::NewGrant, obtained, lifetime));
+                connection.put_grant(grant_from(None, TokenCall::NewGrant, obtained, lifetime), now);
                 self.activate_after_test(&mut connection, &integration).await?;
             }
             (None, GrantType::AuthorizationCode) => {}
@@ -445,7 +447,7 @@ impl Control {
             let lifetime = integration.refresh_token_lifetime;
             let mut grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
             grant.refresh_expires_at = grant.refresh_token.as_ref().and(tokens.refresh_expires_at);
-            connection.grant = Some(grant);
+            connection.put_grant(grant, self.clock.now());
             match self.activate_after_test(&mut connection, integration).await {
                 Ok(()) => {
                     let versioned = self.add(connection, integration).await?;
@@ -461,7 +463,7 @@ impl Control {
             return Err(ActError::invalid("import", problem));
         };
         let now = self.clock.now();
-        connection.grant = Some(not_yet_refreshed(refresh_token, tokens.refresh_expires_at, now));
+        connection.put_grant(not_yet_refreshed(refresh_token, tokens.refresh_expires_at, now), now);
         connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
         let id = self.add(connection, integration).await?.record.id;
         let versioned = self.spend_imported(&id, integration).await?;
@@ -477,7 +479,7 @@ impl Control {
     ) -> Result<Versioned<Connection>, ActError> {
         let refreshed = self.tokens.refresh_now(id).await?;
         let mut refreshed = refreshed.ok_or(ActError::Changed)?;
-        if refreshed.grant.as_ref().is_none_or(|grant| grant.generation == Generation::default()) {
+        if !refreshed.grant.as_ref().is_some_and(Grant::has_access_token) {
             let (reason, strikes) = match &refreshed.health {
                 Health::Failing { reason, strikes, .. } => (reason.clone(), *strikes),
                 Health::Ok => ("there is no outcome yet".to_owned(), 0),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bearerd_crypto::{base64url, random_base62, random_bytes, random_hex, sha256};
 use bearerd_model::{
     AuthorizationCode, ConnectLink, Connection, ConnectionId, ConsentFlow, ConsentOutcome, ConsentResult,
-    Generation, Grant, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle,
-    PkceVerifier, SecretText, UnixTime,
+    Grant, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier,
+    SecretText, UnixTime,
 };
 use bearerd_oauth::{AuthorizationRequest, CallbackError, TokenEndpointError};
 use bearerd_store::{Kind, StoreError, UpdateError};
@@ -431,12 +431,10 @@ impl Control {
                         ));
                     }
                     decide(connection)?;
-                    let held = connection.grant.as_ref();
                     if is_retry && held_since == Some(grant.granted_at) {
                         return Ok(()); // the first write landed after all, and may have been refreshed since
                     }
-                    let generation = held.map_or(grant.generation, |held| next_generation(held, grant));
-                    connection.grant = Some(Grant { generation, ..grant.clone() });
+                    connection.put_grant(grant.clone(), self.clock.now());
                     connection.health = Health::Ok;
                     Ok(())
                 })
@@ -638,11 +636,6 @@ fn flow_is_of(flow: &ConsentFlow, connection: &Connection) -> bool {
     connection.integration == flow.integration
         && connection.profile == flow.profile
         && connection.created_at <= flow.expires_at - FLOW_LIFETIME
-}
-
-/// Grows with each different access token, and never otherwise.
-fn next_generation(held: &Grant, new: &Grant) -> Generation {
-    if held.access_token.matches(&new.access_token) { held.generation } else { held.generation.next() }
 }
 
 /// A cookie of each flow's own (O-56), found again by its state.

@@ -230,6 +230,7 @@ impl Control {
             refresh_token_lifetime: spec
                 .refresh_token_lifetime
                 .unwrap_or(Integration::REFRESH_TOKEN_LIFETIME_DEFAULT),
+            rotates_refresh_tokens: spec.provider.rotates_refresh_tokens(),
             ca_file: spec.ca_file,
             created_at: old.map_or(now, |old| old.created_at),
             updated_at: now,
@@ -397,7 +398,8 @@ impl Control {
                 if connection.grant.as_ref().is_some_and(|grant| grant.granted_at > until) {
                     return Ok(());
                 }
-                connection.grant = None;
+                connection.purge_grant(now);
+                connection.due_at = by_client.then_some(now);
                 connection.lifecycle = match &connection.lifecycle {
                     _ if by_client => Lifecycle::Active { since: now },
                     // Nobody has vouched for this user: the next consent waits for a confirmation too (O-21).

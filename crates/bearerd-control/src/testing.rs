@@ -21,8 +21,8 @@ use bearerd_model::{
 };
 use bearerd_net::{Connector, EgressSettings};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, MemoryBackend, RecordKey, Revision, Store, StoreError,
-    StoredRecord,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, MemoryBackend, RecordKey, Revision, Store, StoreError,
+    StoredRecord, Times,
 };
 use bearerd_tokens::{AccessTokens, LendError, LentToken, Standing, TokenEngine, TokenSettings};
 use bytes::Bytes;
@@ -339,11 +339,11 @@ impl Backend for FrailBackend {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         self.check()?;
         self.reached(Point::BeforeCreate(key.kind)).await;
-        Ok(self.inner.create(key, value, expires_at).await?.map(disordered))
+        Ok(self.inner.create(key, value, times).await?.map(disordered))
     }
 
     async fn replace(
@@ -351,10 +351,11 @@ impl Backend for FrailBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         self.check()?;
         self.reached(Point::BeforeReplace(key.kind)).await;
-        Ok(self.inner.replace(key, disordered(expected), next).await?.map(disordered))
+        Ok(self.inner.replace(key, disordered(expected), next, due_at).await?.map(disordered))
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
@@ -390,6 +391,17 @@ impl Backend for FrailBackend {
             return Ok(Changes::Missed { counter: changes.counter() });
         }
         Ok(changes)
+    }
+
+    async fn due(
+        &self,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        self.check()?;
+        self.inner.due(kind, after, until, limit).await
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ConnectionId, Grant, IntegrationId, ProfileName, UnixTime};
+use crate::{ConnectionId, Epoch, Exchanges, Grant, IntegrationId, ProfileName, UnixTime};
 
 /// Who consented, as the instance's `sys_user` table names them.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -81,9 +81,55 @@ pub struct Connection {
     pub lifecycle: Lifecycle,
     pub frozen: Option<Freeze>,
     pub health: Health,
+    /// Changed by [`Connection::put_grant`], [`Connection::purge_grant`] and [`Connection::advance_grant`] alone: they
+    /// keep `exchanges` in step.
     pub grant: Option<Grant>,
+    pub exchanges: Exchanges,
+    /// When a process should look after the connection next, whoever that is: for the store's index.
+    pub due_at: Option<UnixTime>,
     pub created_at: UnixTime,
     pub last_used_at: Option<UnixTime>,
+}
+
+impl Connection {
+    /// Begins a grant: a consent, an import, tokens of a client. Whatever is under way for the one before it is void.
+    pub fn put_grant(&mut self, grant: Grant, now: UnixTime) {
+        let epoch = self.exchanges.next_epoch(now);
+        self.exchanges.begin(epoch);
+        self.due_at = Some(grant.refresh_at());
+        self.set_grant(grant);
+    }
+
+    /// Ends the grant; so does whatever is under way for it.
+    pub fn purge_grant(&mut self, now: UnixTime) {
+        let epoch = self.exchanges.next_epoch(now);
+        self.exchanges.begin(epoch);
+        self.grant = None;
+        self.due_at = None;
+    }
+
+    /// Puts in what the exchange `epoch` made of the grant.
+    pub fn advance_grant(&mut self, grant: Grant, epoch: Epoch) {
+        self.exchanges.advance(epoch);
+        self.set_grant(grant);
+    }
+
+    /// A grant that holds other tokens than the one before it is a generation of its own, and generations only grow
+    /// (I-3).
+    fn set_grant(&mut self, mut grant: Grant) {
+        let same = self.grant.as_ref().is_some_and(|held| held.has_same_tokens(&grant));
+        grant.generation = match &self.grant {
+            Some(held) if same => held.generation,
+            _ => grant.generation.max(self.exchanges.generation.next()),
+        };
+        self.exchanges.generation = self.exchanges.generation.max(grant.generation);
+        self.grant = Some(grant);
+    }
+
+    /// Whether an exchange was left in doubt: its owner is gone, or got no answer.
+    pub fn is_uncertain(&self, now: UnixTime) -> bool {
+        self.exchanges.intent.as_ref().is_some_and(|intent| intent.deadline <= now)
+    }
 }
 
 impl Lifecycle {

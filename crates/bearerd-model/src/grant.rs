@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{AccessToken, RefreshToken, UnixTime};
 
-/// Counts the access tokens of one grant. Grows by one whenever a different access token is stored, and never
-/// otherwise, so "the token of generation 7 was refused" names one token; a grant after a purge counts anew.
+/// Counts the tokens of one connection. Grows whenever a different access token or refresh token is stored, and never
+/// otherwise, so "the token of generation 7 was refused" names one token.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
 )]
@@ -80,6 +80,21 @@ impl RefreshRules {
 impl Grant {
     pub fn freshness(&self, now: UnixTime) -> Freshness {
         RefreshRules::for_lifetime(self.access_lifetime).freshness(self.access_expires_at, now)
+    }
+
+    /// Whether there has been an access token: an import may bring a refresh token alone.
+    pub fn has_access_token(&self) -> bool {
+        self.access_expires_at != UnixTime::default()
+    }
+
+    /// Whether both hold the same access token and the same refresh token.
+    pub fn has_same_tokens(&self, other: &Self) -> bool {
+        let same_refresh = match (&self.refresh_token, &other.refresh_token) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.matches(other),
+            _ => false,
+        };
+        same_refresh && self.access_token.matches(&other.access_token)
     }
 
     /// The last moment (exclusive) at which the access token may be injected.

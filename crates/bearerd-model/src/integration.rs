@@ -10,6 +10,19 @@ use crate::{ClientSecret, InstanceOrigin, IntegrationId, ProfileName, UnixTime};
 pub enum Provider {
     #[default]
     Servicenow,
+    /// Plain RFC 6749.
+    Generic,
+}
+
+impl Provider {
+    /// Whether a refresh spends the refresh token and brings another one (RFC 6749 §6), where the integration does not
+    /// say. ServiceNow returns the one that it was sent.
+    pub fn rotates_refresh_tokens(self) -> bool {
+        match self {
+            Self::Servicenow => false,
+            Self::Generic => true,
+        }
+    }
 }
 
 /// How a connection under a profile comes by its tokens (RFC 6749 §4).
@@ -75,6 +88,8 @@ pub struct Integration {
     pub profiles: BTreeMap<ProfileName, Profile>,
     /// Life of a refresh token from consent, where the server does not say: ServiceNow's default is 100 days.
     pub refresh_token_lifetime: Duration,
+    /// A refresh spends the refresh token: what is not known to be stored must not be spent.
+    pub rotates_refresh_tokens: bool,
     /// PEM file with the authorities that vouch for the instance, instead of the system's.
     pub ca_file: Option<String>,
     pub created_at: UnixTime,

@@ -5,6 +5,7 @@ mod caller;
 mod clock;
 mod connection;
 mod consent;
+mod exchange;
 mod grant;
 mod ids;
 mod instance;
@@ -15,6 +16,7 @@ pub use caller::{CallerKey, CallerKeyUse, ConnectionSelector, KeySecret, MethodS
 pub use clock::{Clock, FakeClock, UnixTime};
 pub use connection::{Connection, DeathCause, Freeze, Health, InstanceUser, Lifecycle};
 pub use consent::{ConnectLink, ConsentFlow, ConsentOutcome, ConsentResult};
+pub use exchange::{Epoch, Exchanges, GrantVersion, Intent, Owner};
 pub use grant::{Freshness, Generation, Grant, RefreshRules};
 pub use ids::{CallerKeyId, ConnectionId, IntegrationId, MalformedId, PolicyId, ProfileName};
 pub use instance::{InstanceOrigin, MalformedOrigin};

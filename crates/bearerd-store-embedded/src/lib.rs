@@ -36,7 +36,9 @@ use std::{fmt, path::Path, sync::Arc};
 use async_trait::async_trait;
 use bearerd_crypto::Sealed;
 use bearerd_model::UnixTime;
-use bearerd_store::{Backend, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord};
+use bearerd_store::{
+    Backend, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError, StoredRecord, Times,
+};
 
 pub use crate::file::OpenEmbeddedError;
 use crate::{
@@ -105,10 +107,10 @@ impl Backend for EmbeddedBackend {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         let key = key.clone();
-        self.write(move |tables| tables.create(&key, &value, expires_at)).await
+        self.write(move |tables| tables.create(&key, &value, times.expires_at)).await
     }
 
     async fn replace(
@@ -116,6 +118,7 @@ impl Backend for EmbeddedBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        _due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         let key = key.clone();
         self.write(move |tables| tables.replace(&key, expected, &next)).await
@@ -143,6 +146,16 @@ impl Backend for EmbeddedBackend {
 
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
         self.read(move |tables| tables.changes(after)).await
+    }
+
+    async fn due(
+        &self,
+        _kind: Kind,
+        _after: Option<&DueRecord>,
+        _until: UnixTime,
+        _limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

@@ -15,7 +15,7 @@ use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{Connection, UnixTime};
 use bearerd_store::{
     Backend, ChangeCounter, Changes, Kind, OpenStoreError, RecordKey, Revision, Store, StoreError,
-    StoredRecord,
+    StoredRecord, Times,
     contract::{self, CANARY, canary_connection, canary_integration},
 };
 use bearerd_store_embedded::{EmbeddedBackend, OpenEmbeddedError};
@@ -39,7 +39,7 @@ async fn a_peek_changes_nothing() {
     assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, None);
     assert!(!path.exists());
     let backend = open(&path).await;
-    backend.create(&key("hr"), sealed("1"), None).await.unwrap();
+    backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap();
     assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, None, "it is open elsewhere");
     drop(backend);
     let before = fs::read(&path).unwrap();
@@ -59,12 +59,15 @@ async fn a_restart_keeps_everything() {
     let link = RecordKey::new(Kind::ConnectLink, "link");
 
     let backend = open(&path).await;
-    let first = backend.create(&kept, sealed("1"), None).await.unwrap().unwrap();
-    let current = backend.replace(&kept, first, sealed("2")).await.unwrap().unwrap();
+    let first = backend.create(&kept, sealed("1"), Times::default()).await.unwrap().unwrap();
+    let current = backend.replace(&kept, first, sealed("2"), None).await.unwrap().unwrap();
     let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
-    let highest = backend.create(&gone, sealed("3"), None).await.unwrap().unwrap();
+    let highest = backend.create(&gone, sealed("3"), Times::default()).await.unwrap().unwrap();
     assert!(backend.delete(&gone, highest).await.unwrap());
-    backend.create(&link, sealed("4"), Some(UnixTime::from_secs(10))).await.unwrap();
+    backend
+        .create(&link, sealed("4"), Times { expires_at: Some(UnixTime::from_secs(10)), due_at: None })
+        .await
+        .unwrap();
     drop(backend);
 
     let backend = open(&path).await;
@@ -77,7 +80,7 @@ async fn a_restart_keeps_everything() {
         panic!("the log is kept")
     };
     assert_eq!(keys, [kept, gone.clone()]);
-    let again = backend.create(&gone, sealed("5"), None).await.unwrap().unwrap();
+    let again = backend.create(&gone, sealed("5"), Times::default()).await.unwrap().unwrap();
     assert_ne!(again, highest, "a revision is not given twice, not even across a restart");
     assert_eq!(backend.sweep(UnixTime::from_secs(10)).await.unwrap(), 1);
 }
@@ -127,7 +130,11 @@ async fn child_that_writes_until_it_is_killed() {
     let backend = open(Path::new(&path)).await;
     let written = backend.list(Kind::Connection, None, 10_000).await.unwrap().len();
     for number in written + 1.. {
-        backend.create(&key(&format!("{number:06}")), numbered(number), None).await.unwrap().unwrap();
+        backend
+            .create(&key(&format!("{number:06}")), numbered(number), Times::default())
+            .await
+            .unwrap()
+            .unwrap();
         let mut stdout = std::io::stdout();
         writeln!(stdout, "{ACKNOWLEDGED}{number}").unwrap();
         stdout.flush().unwrap();
@@ -148,7 +155,7 @@ async fn what_is_in_the_way_is_named() {
     let path = folder.path().join("store");
 
     let holder = open(&path).await;
-    holder.create(&key("a"), Sealed::from_bytes(vec![7; 500_000]), None).await.unwrap();
+    holder.create(&key("a"), Sealed::from_bytes(vec![7; 500_000]), Times::default()).await.unwrap();
     let error = EmbeddedBackend::open(&path).await.unwrap_err();
     assert!(matches!(error, OpenEmbeddedError::InUse { .. }), "{error}");
     drop(holder);
@@ -192,8 +199,10 @@ async fn the_file_stays_as_large_as_its_records() {
                     for _ in 0..rounds {
                         let value = Sealed::from_bytes(vec![7; 2_000]);
                         match backend.load(&key).await.unwrap() {
-                            Some((revision, _)) => backend.replace(&key, revision, value).await.unwrap(),
-                            None => backend.create(&key, value, None).await.unwrap(),
+                            Some((revision, _)) => {
+                                backend.replace(&key, revision, value, None).await.unwrap()
+                            }
+                            None => backend.create(&key, value, Times::default()).await.unwrap(),
                         };
                     }
                 }
@@ -270,7 +279,7 @@ async fn a_flipped_byte_costs_one_record() {
     assert_eq!(ids, ["fin", "it"]);
 
     let (fin, _) = backend.load(&key("fin")).await.unwrap().unwrap();
-    backend.replace(&key("fin"), fin, moved).await.unwrap().unwrap();
+    backend.replace(&key("fin"), fin, moved, None).await.unwrap().unwrap();
     assert!(matches!(store.load::<Connection>("fin").await, Err(StoreError::Damaged { .. })));
     assert!(store.load::<Connection>("it").await.unwrap().is_some_and(|found| found.revision == it));
 }
@@ -309,10 +318,12 @@ async fn a_record_that_does_not_decode_costs_one_record() {
                 match number % 5 {
                     0 => backend.take(&key("b")).await.unwrap().is_none(),
                     1 => !backend.delete(&key("b"), Revision(1)).await.unwrap(),
-                    2 => backend.replace(&key("b"), Revision(1), sealed("1")).await.unwrap().is_none(),
-                    _ => {
-                        backend.create(&key(&format!("{number}")), sealed("1"), None).await.unwrap().is_some()
-                    }
+                    2 => backend.replace(&key("b"), Revision(1), sealed("1"), None).await.unwrap().is_none(),
+                    _ => backend
+                        .create(&key(&format!("{number}")), sealed("1"), Times::default())
+                        .await
+                        .unwrap()
+                        .is_some(),
                 }
             }
         })
@@ -333,7 +344,7 @@ async fn a_store_is_made_whole_or_not_at_all() {
         child.kill().unwrap();
         child.wait().unwrap();
         let backend = open(&path).await;
-        backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+        backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     }
 }
 
@@ -348,7 +359,9 @@ async fn one_of_many_makes_the_store() {
                 let path = path.clone();
                 async move {
                     match EmbeddedBackend::open(&path).await {
-                        Ok(backend) => backend.create(&key("a"), sealed("1"), None).await.unwrap().is_some(),
+                        Ok(backend) => {
+                            backend.create(&key("a"), sealed("1"), Times::default()).await.unwrap().is_some()
+                        }
                         Err(OpenEmbeddedError::InUse { .. }) => false,
                         Err(error) => panic!("{error}"),
                     }

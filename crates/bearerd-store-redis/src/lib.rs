@@ -49,7 +49,8 @@ use async_trait::async_trait;
 use bearerd_crypto::{Sealed, random_bytes};
 use bearerd_model::UnixTime;
 use bearerd_store::{
-    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord,
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError,
+    StoredRecord, Times,
 };
 use redis::{FromRedisValue, Value, cmd};
 use tokio::time::Instant;
@@ -267,10 +268,10 @@ impl Backend for RedisBackend {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         let expires_at =
-            expires_at.map(|at| at.as_millis().min(EXPIRY_MS_MAX).to_string()).unwrap_or_default();
+            times.expires_at.map(|at| at.as_millis().min(EXPIRY_MS_MAX).to_string()).unwrap_or_default();
         let write = Write::of(key, value.as_bytes(), expires_at.as_bytes());
         let outcome = self.write(&scripts::CREATE, &write).await?;
         Ok((outcome == DONE).then_some(Revision(write.id)))
@@ -281,6 +282,7 @@ impl Backend for RedisBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        _due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         let expected = format!("{:016x}", expected.0);
         let write = Write::of(key, next.as_bytes(), expected.as_bytes());
@@ -355,6 +357,16 @@ impl Backend for RedisBackend {
         let entries: Vec<LogEntry> = self.read(&newest).await?;
         let counter = entries.first().map_or(Some(0), |(at, _)| counter_of(at));
         Ok(Changes::Missed { counter: ChangeCounter(counter.ok_or_else(|| self.not_ours("a change log"))?) })
+    }
+
+    async fn due(
+        &self,
+        _kind: Kind,
+        _after: Option<&DueRecord>,
+        _until: UnixTime,
+        _limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

@@ -20,7 +20,7 @@ use std::{
 use bearerd_crypto::{KeyRing, RootSecret, SealContext};
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
-    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze,
+    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges, Freeze,
     Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId,
     KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
     RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
@@ -131,6 +131,7 @@ fn integration() -> Outcome<Integration> {
             (ProfileName::parse("machine")?, machine),
         ]),
         refresh_token_lifetime: Integration::REFRESH_TOKEN_LIFETIME_DEFAULT,
+        rotates_refresh_tokens: false,
         ca_file: None,
         created_at: at(1),
         updated_at: at(2),
@@ -152,6 +153,7 @@ fn public_integration() -> Outcome<Integration> {
         token_endpoint_auth: TokenEndpointAuth::Basic,
         pkce: false,
         refresh_token_lifetime: Duration::from_hours(1),
+        rotates_refresh_tokens: false,
         ca_file: Some("/etc/bearerd/local-ca.pem".to_owned()),
         ..integration()?
     })
@@ -205,6 +207,8 @@ fn bare_connection(id: &str, lifecycle: Lifecycle) -> Outcome<Connection> {
         frozen: None,
         health: Health::Ok,
         grant: None,
+        exchanges: Exchanges::default(),
+        due_at: None,
         created_at: at(1),
         last_used_at: None,
     })

@@ -129,6 +129,22 @@ pub struct StoredRecord {
     pub content: Result<(Revision, Sealed), String>,
 }
 
+/// The times of a record that a backend must know. It knows nothing else of what it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Times {
+    /// From then on the backend may forget the record.
+    pub expires_at: Option<UnixTime>,
+    /// When a process should look after the record, for [`Backend::due`].
+    pub due_at: Option<UnixTime>,
+}
+
+/// An entry of the index of what is due.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DueRecord {
+    pub at: UnixTime,
+    pub id: String,
+}
+
 /// Why a store did not do what was asked. `Clone` because one failure may be told to many waiters.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -164,12 +180,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError>;
 
     /// Writes `next` only if the stored revision is still `expected`, so that a rotated refresh token is never
     /// overwritten by a slower writer. `None`: another writer won, or the record is gone; reload before deciding.
-    /// The record's `expires_at` stays.
+    /// The record's `expires_at` stays; `due_at` takes the place of the one before.
     ///
     /// # Errors
     /// [`StoreError::OutcomeUnknown`] if the write may or may not have happened (time-out).
@@ -178,6 +194,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError>;
 
     /// Removes the record if its revision is still `expected`. `false`: another writer won, or it is gone.
@@ -199,6 +216,24 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// here before the write returns. [`Changes::Missed`] is always a right answer; a backend gives it where it
     /// cannot vouch for the list.
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError>;
+
+    /// Records of one kind whose `due_at` is at or before `until`, ascending by time and then by id, beginning after
+    /// `after`; at most `limit`. Its cost follows what is due, not what is stored. A record that goes, goes from here
+    /// too.
+    async fn due(
+        &self,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError>;
+
+    /// Comes back once something has changed after `after`, or might have: whoever waits asks [`Self::changes`] then. A
+    /// hint that makes the spread of a change faster and is never relied upon; this default never comes back.
+    async fn changed(&self, after: ChangeCounter) {
+        let _ = after;
+        std::future::pending().await
+    }
 
     /// Forgets records whose `expires_at` is at or before `now`; says how many. Redis does so by itself.
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError>;

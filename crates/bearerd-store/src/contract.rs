@@ -16,15 +16,15 @@ use std::{
 
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{
-    AccessToken, ClientSecret, Connection, ConnectionId, Endpoints, Generation, Grant, Health,
+    AccessToken, ClientSecret, Connection, ConnectionId, Endpoints, Exchanges, Generation, Grant, Health,
     InstanceOrigin, Integration, IntegrationId, Lifecycle, Profile, ProfileName, Provider, RefreshToken,
     TokenEndpointAuth, UnixTime,
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, Store, StoreError,
-    StoredRecord,
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, Store,
+    StoreError, StoredRecord, Times,
 };
 
 /// Puts a backend to every check, each on a fresh store from `make`. Wants a multi-threaded runtime.
@@ -51,6 +51,7 @@ pub async fn check(make: impl AsyncFn() -> Arc<dyn Backend>) {
     a_counter_from_elsewhere_says_so(make().await).await;
     a_sweep_forgets_what_expired_and_nothing_else(make().await).await;
     a_replace_keeps_the_expiry(make().await).await;
+    what_is_due_is_told_by_time(make().await).await;
     a_dropped_call_writes_all_or_nothing(make().await).await;
     random_histories_match_the_model(make).await;
 }
@@ -467,6 +468,57 @@ pub async fn a_replace_keeps_the_expiry(backend: Arc<dyn Backend>) {
     assert_eq!(store.load(&key).await, None);
 }
 
+/// The index of what is due follows every write of its records, and is read in pages by time.
+pub async fn what_is_due_is_told_by_time(backend: Arc<dyn Backend>) {
+    let store = Subject(backend);
+    let at = UnixTime::from_secs;
+    let entry = |secs, id: &str| DueRecord { at: at(secs), id: id.to_owned() };
+    let late = store.create_due(&connection("late"), Some(at(30))).await;
+    let moved = store.create_due(&connection("moved"), Some(at(10))).await;
+    let cleared = store.create_due(&connection("cleared"), Some(at(11))).await;
+    let deleted = store.create_due(&connection("deleted"), Some(at(12))).await;
+    let set_later = store.create_due(&connection("set-later"), None).await;
+    for id in ["b", "a", "c"] {
+        store.create_due(&connection(id), Some(at(20))).await;
+    }
+    assert_eq!(store.due(None, at(9), 100).await, []);
+    let first = [entry(10, "moved"), entry(11, "cleared"), entry(12, "deleted")];
+    assert_eq!(store.due(None, at(12), 100).await, first, "what is due at `until` is due");
+
+    store.replace_due(&connection("moved"), moved, Some(at(25))).await;
+    store.replace_due(&connection("cleared"), cleared, None).await;
+    store.replace_due(&connection("set-later"), set_later, Some(at(26))).await;
+    assert!(store.delete(&connection("deleted"), deleted).await);
+    let all = [
+        entry(20, "a"),
+        entry(20, "b"),
+        entry(20, "c"),
+        entry(25, "moved"),
+        entry(26, "set-later"),
+        entry(30, "late"),
+    ];
+    assert_eq!(store.due(None, at(30), 100).await, all);
+    for limit in 1..=all.len() {
+        let (mut read, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.due(after.as_ref(), at(30), limit).await;
+            read.extend(page.iter().cloned());
+            after = page.last().cloned();
+            if page.len() < limit {
+                break;
+            }
+        }
+        assert_eq!(read, all, "in pages of {limit}");
+    }
+    let stale = store.replace_due(&connection("late"), late, Some(at(31))).await;
+    assert_eq!(store.replace(&connection("late"), late, b"x").await, None, "a lost write changes no time");
+    assert_eq!(store.due(None, at(31), 100).await.last(), Some(&entry(31, "late")));
+    assert!(store.take(&connection("a")).await.is_some());
+    assert_eq!(store.due(None, at(20), 100).await, [entry(20, "b"), entry(20, "c")]);
+    store.replace_due(&connection("late"), stale, None).await;
+    assert!(store.due(None, at(40), 100).await.iter().all(|due| due.id != "late"));
+}
+
 /// F-02: a call dropped at any of its awaits leaves the record as before or as asked.
 pub async fn a_dropped_call_writes_all_or_nothing(backend: Arc<dyn Backend>) {
     let store = Subject(backend);
@@ -520,7 +572,7 @@ pub async fn a_damaged_record_hides_no_other(
         let expected = [("a", true), ("b", false), ("c", true)].map(|(id, whole)| (id.to_owned(), whole));
         assert_eq!(found, expected, "in pages of {limit}");
     }
-    let created = backend.create(&spoilt, sealed(b"new"), None).await;
+    let created = backend.create(&spoilt, sealed(b"new"), Times::default()).await;
     assert_eq!(answered("create", created), None, "something stands in its place");
 
     let store = Store::open(backend, ring).await.expect("the root is whole");
@@ -729,6 +781,8 @@ pub fn canary_connection(id: &str) -> Connection {
             refreshed_at: at,
             scope: None,
         }),
+        exchanges: Exchanges::default(),
+        due_at: None,
         created_at: at,
         last_used_at: None,
     }
@@ -751,6 +805,7 @@ pub fn canary_integration() -> Integration {
         redirect_uri: "https://connect.example.com/oauth/callback".to_owned(),
         profiles: [(ProfileName::default(), Profile::default())].into(),
         refresh_token_lifetime: Integration::REFRESH_TOKEN_LIFETIME_DEFAULT,
+        rotates_refresh_tokens: false,
         ca_file: None,
         created_at: at,
         updated_at: at,
@@ -768,15 +823,32 @@ impl Subject {
     }
 
     async fn create(&self, key: &RecordKey, value: &[u8]) -> Option<Revision> {
-        answered("create", self.0.create(key, sealed(value), None).await)
+        answered("create", self.0.create(key, sealed(value), Times::default()).await)
     }
 
     async fn create_until(&self, key: &RecordKey, value: &[u8], expires_at: UnixTime) -> Option<Revision> {
-        answered("create", self.0.create(key, sealed(value), Some(expires_at)).await)
+        answered(
+            "create",
+            self.0.create(key, sealed(value), Times { expires_at: Some(expires_at), due_at: None }).await,
+        )
     }
 
     async fn replace(&self, key: &RecordKey, expected: Revision, next: &[u8]) -> Option<Revision> {
-        answered("replace", self.0.replace(key, expected, sealed(next)).await)
+        answered("replace", self.0.replace(key, expected, sealed(next), None).await)
+    }
+
+    async fn create_due(&self, key: &RecordKey, due_at: Option<UnixTime>) -> Revision {
+        let times = Times { expires_at: None, due_at };
+        answered("create", self.0.create(key, sealed(b"1"), times).await).expect("created")
+    }
+
+    async fn replace_due(&self, key: &RecordKey, expected: Revision, due_at: Option<UnixTime>) -> Revision {
+        let replaced = self.0.replace(key, expected, sealed(b"2"), due_at).await;
+        answered("replace", replaced).expect("replaced")
+    }
+
+    async fn due(&self, after: Option<&DueRecord>, until: UnixTime, limit: usize) -> Vec<DueRecord> {
+        answered("due", self.0.due(Kind::Connection, after, until, limit).await)
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> bool {

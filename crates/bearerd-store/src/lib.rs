@@ -13,7 +13,8 @@ mod records;
 mod store;
 
 pub use backend::{
-    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord,
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError,
+    StoredRecord, Times,
 };
 pub use memory::MemoryBackend;
 pub use records::{Claim, Record, RecordFault, Root};

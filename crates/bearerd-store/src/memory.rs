@@ -10,7 +10,8 @@ use bearerd_crypto::Sealed;
 use bearerd_model::UnixTime;
 
 use crate::{
-    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, Kind, RecordKey, Revision, StoreError, StoredRecord,
+    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError,
+    StoredRecord, Times,
 };
 
 /// Keeps records until it is dropped.
@@ -30,7 +31,7 @@ struct State {
 struct Entry {
     revision: Revision,
     value: Sealed,
-    expires_at: Option<UnixTime>,
+    times: Times,
 }
 
 impl MemoryBackend {
@@ -40,10 +41,10 @@ impl MemoryBackend {
 }
 
 impl State {
-    fn write(&mut self, key: &RecordKey, value: Sealed, expires_at: Option<UnixTime>) -> Revision {
+    fn write(&mut self, key: &RecordKey, value: Sealed, times: Times) -> Revision {
         self.revision += 1;
         let revision = Revision(self.revision);
-        self.records.insert(key.clone(), Entry { revision, value, expires_at });
+        self.records.insert(key.clone(), Entry { revision, value, times });
         self.log_change(key);
         revision
     }
@@ -80,13 +81,13 @@ impl Backend for MemoryBackend {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         let mut state = self.state();
         if state.records.contains_key(key) {
             return Ok(None);
         }
-        Ok(Some(state.write(key, value, expires_at)))
+        Ok(Some(state.write(key, value, times)))
     }
 
     async fn replace(
@@ -94,13 +95,14 @@ impl Backend for MemoryBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         let mut state = self.state();
         if !state.is_at(key, expected) {
             return Ok(None);
         }
-        let expires_at = state.records.get(key).and_then(|entry| entry.expires_at);
-        Ok(Some(state.write(key, next, expires_at)))
+        let expires_at = state.records.get(key).and_then(|entry| entry.times.expires_at);
+        Ok(Some(state.write(key, next, Times { expires_at, due_at })))
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
@@ -145,10 +147,28 @@ impl Backend for MemoryBackend {
         Ok(Changes::since(counter, newer))
     }
 
+    async fn due(
+        &self,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        let state = self.state();
+        let of_kind = state.records.iter().filter(|(key, _)| key.kind == kind);
+        let mut due: Vec<DueRecord> = of_kind
+            .filter_map(|(key, entry)| Some(DueRecord { at: entry.times.due_at?, id: key.id.clone() }))
+            .filter(|due| due.at <= until && after.is_none_or(|after| due > after))
+            .collect();
+        due.sort();
+        due.truncate(limit);
+        Ok(due)
+    }
+
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
         let mut state = self.state();
         let before = state.records.len();
-        state.records.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
+        state.records.retain(|_, entry| entry.times.expires_at.is_none_or(|at| at > now));
         Ok((before - state.records.len()) as u64)
     }
 }

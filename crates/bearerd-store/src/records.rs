@@ -7,9 +7,9 @@ use std::{borrow::Cow, collections::BTreeMap, io, time::Duration};
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId, ConsentFlow,
-    ConsentOutcome, DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health, InstanceOrigin,
-    InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile, ProfileName,
-    Provider, RefreshToken, TokenEndpointAuth, UnixTime,
+    ConsentOutcome, DeathCause, Endpoints, Exchanges, Freeze, Generation, Grant, GrantType, Health,
+    InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile,
+    ProfileName, Provider, RefreshToken, TokenEndpointAuth, UnixTime,
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -24,6 +24,11 @@ pub trait Record: Sized + Send + Sync {
 
     /// When a single-use record ends; `None` for the others.
     fn expires_at(&self) -> Option<UnixTime> {
+        None
+    }
+
+    /// When a process should look after the record next; `None`: when somebody asks for it.
+    fn due_at(&self) -> Option<UnixTime> {
         None
     }
 
@@ -182,6 +187,9 @@ struct IntegrationV1<'a> {
     redirect_uri: Cow<'a, str>,
     profiles: BTreeMap<ProfileName, ProfileV1>,
     refresh_token_lifetime_s: u64,
+    /// Absent in the records of before there was a choice.
+    #[serde(default)]
+    rotates_refresh_tokens: bool,
     ca_file: Option<Cow<'a, str>>,
     created_at: UnixTime,
     updated_at: UnixTime,
@@ -219,6 +227,7 @@ impl Record for Integration {
                 redirect_uri: Cow::Borrowed(&self.redirect_uri),
                 profiles: self.profiles.iter().map(|(name, value)| (name.clone(), profile(value))).collect(),
                 refresh_token_lifetime_s: self.refresh_token_lifetime.as_secs(),
+                rotates_refresh_tokens: self.rotates_refresh_tokens,
                 ca_file: self.ca_file.as_deref().map(Cow::Borrowed),
                 created_at: self.created_at,
                 updated_at: self.updated_at,
@@ -250,6 +259,7 @@ impl Record for Integration {
                 })
                 .collect(),
             refresh_token_lifetime: Duration::from_secs(stored.refresh_token_lifetime_s),
+            rotates_refresh_tokens: stored.rotates_refresh_tokens,
             ca_file: stored.ca_file.map(Cow::into_owned),
             created_at: stored.created_at,
             updated_at: stored.updated_at,
@@ -269,6 +279,11 @@ struct ConnectionV1<'a> {
     frozen: Option<Cow<'a, Freeze>>,
     health: HealthV1,
     grant: Option<GrantV1<'a>>,
+    /// Absent, with the next, in the records of before processes shared a store.
+    #[serde(default)]
+    exchanges: Cow<'a, Exchanges>,
+    #[serde(default)]
+    due_at: Option<UnixTime>,
     created_at: UnixTime,
     last_used_at: Option<UnixTime>,
 }
@@ -308,6 +323,10 @@ impl Record for Connection {
 
     fn id(&self) -> &str {
         self.id.as_str()
+    }
+
+    fn due_at(&self) -> Option<UnixTime> {
+        self.due_at
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
@@ -353,6 +372,8 @@ impl Record for Connection {
                     refreshed_at: grant.refreshed_at,
                     scope: grant.scope.as_deref().map(Cow::Borrowed),
                 }),
+                exchanges: Cow::Borrowed(&self.exchanges),
+                due_at: self.due_at,
                 created_at: self.created_at,
                 last_used_at: self.last_used_at,
             },
@@ -384,6 +405,8 @@ impl Record for Connection {
                 }
             },
             grant: stored.grant.map(read_grant).transpose()?,
+            exchanges: stored.exchanges.into_owned(),
+            due_at: stored.due_at,
             created_at: stored.created_at,
             last_used_at: stored.last_used_at,
         })

@@ -6,7 +6,8 @@ use bearerd_crypto::{KeyRing, RootSecret, SealContext, Sealed, UnsealError};
 use bearerd_model::UnixTime;
 
 use crate::{
-    Backend, ChangeCounter, Changes, Kind, Record, RecordKey, Revision, Root, StoreError, StoredRecord,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, Record, RecordKey, Revision, Root, StoreError,
+    StoredRecord, Times,
 };
 
 /// The one way to records. Cheap to clone.
@@ -80,7 +81,7 @@ impl Store {
         }
         let root = Root { secret: RootSecret::random() };
         let sealed = seal(&ring, &root);
-        if backend.create(&key, sealed, None).await?.is_some() {
+        if backend.create(&key, sealed, Times::default()).await?.is_some() {
             return Ok(Self { backend, ring, root: root.secret });
         }
         Self::join(backend, ring).await
@@ -144,7 +145,8 @@ impl Store {
     /// As the backend says.
     pub async fn create<R: Record>(&self, record: &R) -> Result<Option<Revision>, StoreError> {
         let key = RecordKey::new(R::KIND, record.id());
-        self.backend.create(&key, seal(&self.ring, record), record.expires_at()).await
+        let times = Times { expires_at: record.expires_at(), due_at: record.due_at() };
+        self.backend.create(&key, seal(&self.ring, record), times).await
     }
 
     /// `None`: the record is no longer at `expected`; nothing was written.
@@ -157,7 +159,7 @@ impl Store {
         next: &R,
     ) -> Result<Option<Revision>, StoreError> {
         let key = RecordKey::new(R::KIND, next.id());
-        self.backend.replace(&key, expected, seal(&self.ring, next)).await
+        self.backend.replace(&key, expected, seal(&self.ring, next), next.due_at()).await
     }
 
     /// Applies `change` to the record as it stands, again if another writer was faster. `None`: no such record.
@@ -219,6 +221,37 @@ impl Store {
             }
         }
         Ok(page)
+    }
+
+    /// What is due of a kind, by time: see [`Backend::due`].
+    ///
+    /// # Errors
+    /// As the backend says.
+    pub async fn due<R: Record>(
+        &self,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        self.backend.due(R::KIND, after, until, limit).await
+    }
+
+    /// Seals a record as the store would, for a copy that is kept elsewhere.
+    pub fn seal<R: Record>(&self, record: &R) -> Sealed {
+        seal(&self.ring, record)
+    }
+
+    /// Opens what [`Self::seal`] made.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it does not open or read.
+    pub fn open_sealed<R: Record>(&self, id: &str, sealed: &Sealed) -> Result<R, StoreError> {
+        self.open_record(&RecordKey::new(R::KIND, id), sealed)
+    }
+
+    /// Comes back once something may have changed: see [`Backend::changed`].
+    pub async fn changed(&self, after: ChangeCounter) {
+        self.backend.changed(after).await;
     }
 
     /// # Errors

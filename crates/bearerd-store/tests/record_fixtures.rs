@@ -16,9 +16,9 @@ use std::{
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{
     CallerKey, CallerKeyUse, ConnectLink, Connection, ConnectionId, ConnectionSelector, ConsentFlow,
-    ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze, Generation, Grant, GrantType, Health,
-    InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule, TableSet,
-    TokenEndpointAuth, UnixTime,
+    ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges, Freeze, Generation, Grant, GrantType,
+    Health, InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule,
+    TableSet, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{Backend, Claim, Kind, MemoryBackend, Record, RecordKey, Store, StoreError};
 
@@ -117,6 +117,7 @@ async fn integrations_open() {
         redirect_uri,
         profiles,
         refresh_token_lifetime,
+        rotates_refresh_tokens,
         ca_file,
         created_at,
         updated_at,
@@ -140,6 +141,7 @@ async fn integrations_open() {
         Profile { grant_type: GrantType::ClientCredentials, scopes: vec!["useraccount".to_owned()] };
     assert_eq!(profiles, [("default".to_owned(), consented), ("machine".to_owned(), machine)]);
     assert_eq!(refresh_token_lifetime, Duration::from_hours(2_400));
+    assert!(!rotates_refresh_tokens, "from before there was a choice");
     assert_eq!(ca_file, None);
     assert_eq!((created_at, updated_at), (at(1), at(2)));
 
@@ -168,6 +170,8 @@ async fn connections_open() {
         frozen,
         health,
         grant,
+        exchanges,
+        due_at,
         created_at,
         last_used_at,
     } = load("hr").await;
@@ -182,6 +186,7 @@ async fn connections_open() {
     let reason = "token endpoint answered status 503".to_owned();
     assert_eq!(health, Health::Failing { since: at(14), failures: 3, strikes: 2, reason });
     assert_eq!((created_at, last_used_at), (at(1), Some(at(15))));
+    assert_eq!((exchanges, due_at), (Exchanges::default(), None), "from before processes shared a store");
     let Grant {
         generation,
         access_token,

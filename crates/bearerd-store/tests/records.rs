@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, time::Duration};
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
-    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Freeze,
-    Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId,
-    KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
-    RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
+    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Epoch, Exchanges,
+    Freeze, Generation, Grant, GrantType, GrantVersion, Health, InstanceOrigin, InstanceUser, Integration,
+    IntegrationId, Intent, KeySecret, Lifecycle, MethodSet, Owner, PkceVerifier, Policy, PolicyId, Profile,
+    ProfileName, Provider, RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{Claim, Record, RecordFault, Root};
 use proptest::{collection, option, prelude::*};
@@ -192,7 +192,7 @@ prop_compose! {
         instance in instance(),
         (client_id, client_secret) in (text(), option::of(secret())),
         [authorization, token, revocation] in [text(), text(), text()],
-        [basic, pkce]: [bool; 2],
+        [basic, pkce, rotates_refresh_tokens]: [bool; 3],
         redirect_uri in text(),
         profiles in collection::btree_map(profile_name(), (any::<bool>(), collection::vec(text(), 0..3)), 0..3),
         lifetime_s: u64,
@@ -215,6 +215,7 @@ prop_compose! {
             redirect_uri,
             profiles: profiles.into_iter().map(|(name, value)| (name, profile(value))).collect(),
             refresh_token_lifetime: Duration::from_secs(lifetime_s),
+            rotates_refresh_tokens,
             ca_file,
             created_at,
             updated_at,
@@ -269,6 +270,32 @@ fn health() -> impl Strategy<Value = Health> {
 }
 
 prop_compose! {
+    fn exchanges()(
+        [claimed, lineage, epoch, intent_epoch]: [u64; 4],
+        [generation, began_from]: [u64; 2],
+        [node, run]: [u64; 2],
+        [began_at, deadline] in [time(), time()],
+        [has_intent, in_doubt, rotated]: [bool; 3],
+    ) -> Exchanges {
+        let intent = Intent {
+            epoch: Epoch(intent_epoch),
+            owner: Owner { node, run },
+            generation: Generation(began_from),
+            began_at,
+            deadline,
+            in_doubt,
+        };
+        Exchanges {
+            claimed: Epoch(claimed),
+            version: GrantVersion { lineage: Epoch(lineage), epoch: Epoch(epoch) },
+            generation: Generation(generation),
+            intent: has_intent.then_some(intent),
+            rotated,
+        }
+    }
+}
+
+prop_compose! {
     fn connection()(
         id in connection_id(),
         integration in integration_id(),
@@ -280,7 +307,8 @@ prop_compose! {
         frozen in option::of((time(), text())),
         health in health(),
         grant in option::of(grant()),
-        (created_at, last_used_at) in (time(), option::of(time())),
+        exchanges in exchanges(),
+        (created_at, [due_at, last_used_at]) in (time(), [option::of(time()), option::of(time())]),
     ) -> Connection {
         Connection {
             id,
@@ -293,6 +321,8 @@ prop_compose! {
             frozen: frozen.map(|(since, reason)| Freeze { since, reason }),
             health,
             grant,
+            exchanges,
+            due_at,
             created_at,
             last_used_at,
         }

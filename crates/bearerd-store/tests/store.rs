@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{ConnectLink, Connection, ConnectionId, UnixTime};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, MemoryBackend, OpenStoreError, RecordKey, Revision, Root, Store,
-    StoreError, StoredRecord, UpdateError, Versioned, contract::canary_connection,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, MemoryBackend, OpenStoreError, RecordKey, Revision,
+    Root, Store, StoreError, StoredRecord, Times, UpdateError, Versioned, contract::canary_connection,
 };
 
 #[tokio::test]
@@ -152,10 +152,10 @@ impl Backend for Contested {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         self.at(Moment::BeforeTheFirstCreate).await;
-        self.inner.create(key, value, expires_at).await
+        self.inner.create(key, value, times).await
     }
 
     async fn replace(
@@ -163,8 +163,9 @@ impl Backend for Contested {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
-        self.inner.replace(key, expected, next).await
+        self.inner.replace(key, expected, next, due_at).await
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
@@ -187,6 +188,16 @@ impl Backend for Contested {
 
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
         self.inner.changes(after).await
+    }
+
+    async fn due(
+        &self,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        self.inner.due(kind, after, until, limit).await
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

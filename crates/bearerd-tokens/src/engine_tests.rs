@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst};
 
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
-    ClientSecret, DeathCause, Endpoints, Freeze, Generation, IntegrationId, ProfileName, Provider,
+    ClientSecret, DeathCause, Endpoints, Exchanges, Freeze, Generation, IntegrationId, ProfileName, Provider,
     TokenEndpointAuth,
 };
 use bearerd_net::EgressSettings;
@@ -51,6 +51,7 @@ fn integration_at(id: &str, server: &AuthServer, grant_type: GrantType) -> Integ
         redirect_uri: "http://127.0.0.1:1/oauth/callback".to_owned(),
         profiles: BTreeMap::from([(ProfileName::default(), Profile { grant_type, scopes: Vec::new() })]),
         refresh_token_lifetime: REFRESH_LIFE,
+        rotates_refresh_tokens: false,
         ca_file: None,
         created_at: UnixTime::default(),
         updated_at: UnixTime::default(),
@@ -69,6 +70,8 @@ fn connection_under(id: &str, integration: &str, grant: Option<Grant>, now: Unix
         frozen: None,
         health: Health::Ok,
         grant,
+        exchanges: Exchanges::default(),
+        due_at: None,
         created_at: now,
         last_used_at: None,
     }

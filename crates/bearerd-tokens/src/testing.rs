@@ -18,7 +18,8 @@ use async_trait::async_trait;
 use bearerd_crypto::Sealed;
 use bearerd_model::{Clock, InstanceOrigin, UnixTime};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, MemoryBackend, RecordKey, Revision, StoreError, StoredRecord,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, MemoryBackend, RecordKey, Revision, StoreError,
+    StoredRecord, Times,
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -331,10 +332,10 @@ impl Backend for FrailBackend {
         &self,
         key: &RecordKey,
         value: Sealed,
-        expires_at: Option<UnixTime>,
+        times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         self.check(true)?;
-        Ok(self.inner.create(key, value, expires_at).await?.map(disordered))
+        Ok(self.inner.create(key, value, times).await?.map(disordered))
     }
 
     async fn replace(
@@ -342,9 +343,10 @@ impl Backend for FrailBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         self.check(true)?;
-        let replaced = self.inner.replace(key, disordered(expected), next).await?;
+        let replaced = self.inner.replace(key, disordered(expected), next, due_at).await?;
         self.reached(After::Replace(key.kind)).await;
         if take_one(&self.unconfirmed) {
             return Err(StoreError::OutcomeUnknown("no reply".to_owned()));
@@ -382,6 +384,17 @@ impl Backend for FrailBackend {
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
         self.check(false)?;
         self.inner.changes(after).await
+    }
+
+    async fn due(
+        &self,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
+    ) -> Result<Vec<DueRecord>, StoreError> {
+        self.check(false)?;
+        self.inner.due(kind, after, until, limit).await
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

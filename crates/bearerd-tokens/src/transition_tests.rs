@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use bearerd_model::{AccessToken, ConnectionId, Freshness, IntegrationId, ProfileName};
+use bearerd_model::{AccessToken, ConnectionId, Exchanges, Freshness, IntegrationId, ProfileName};
 use proptest::prelude::*;
 
 use super::*;
@@ -53,6 +53,8 @@ fn connection(grant: Option<Grant>) -> Connection {
         frozen: None,
         health: Health::Ok,
         grant,
+        exchanges: Exchanges::default(),
+        due_at: None,
         created_at: NOW,
         last_used_at: None,
     }

@@ -15,6 +15,8 @@ use super::{WireSecret, WireTime};
 pub enum Provider {
     #[default]
     Servicenow,
+    /// Plain RFC 6749: a refresh spends the refresh token.
+    Generic,
 }
 
 /// How a connection under a profile comes by its tokens (RFC 6749 §4).
@@ -167,6 +169,7 @@ impl IntegrationRequest {
         Ok(IntegrationSpec {
             provider: match self.provider {
                 Provider::Servicenow => model::Provider::Servicenow,
+                Provider::Generic => model::Provider::Generic,
             },
             instance,
             client_id: self.client_id,
@@ -218,6 +221,7 @@ impl From<model::Integration> for Integration {
             id: integration.id,
             provider: match integration.provider {
                 model::Provider::Servicenow => Provider::Servicenow,
+                model::Provider::Generic => Provider::Generic,
             },
             instance: integration.instance.as_str().to_owned(),
             client_id: integration.client_id,

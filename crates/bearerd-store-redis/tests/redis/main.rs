@@ -17,7 +17,7 @@ use std::{
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{SecretText, UnixTime};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, RecordKey, Store, StoreError,
+    Backend, ChangeCounter, Changes, Kind, RecordKey, Store, StoreError, Times,
     contract::{self, CANARY, canary_connection, canary_integration},
 };
 use bearerd_store_redis::{ConnectRedisError, RedisBackend, RedisSettings};
@@ -47,18 +47,18 @@ async fn keeps_the_contract() {
 async fn processes_share_a_store() {
     let server = Server::start();
     let (here, there) = (Arc::new(server.backend().await), Arc::new(server.backend().await));
-    here.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    here.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     let (revision, _) = there.load(&key("hr")).await.unwrap().unwrap();
     let counter = here.changes(ChangeCounter(0)).await.unwrap().counter();
-    there.replace(&key("hr"), revision, sealed("2")).await.unwrap().unwrap();
-    assert_eq!(here.replace(&key("hr"), revision, sealed("3")).await.unwrap(), None);
+    there.replace(&key("hr"), revision, sealed("2"), None).await.unwrap().unwrap();
+    assert_eq!(here.replace(&key("hr"), revision, sealed("3"), None).await.unwrap(), None);
     let Changes::Since { keys, .. } = here.changes(counter).await.unwrap() else {
         panic!("the log is whole")
     };
     assert_eq!(keys, [key("hr")]);
 
     let flow = RecordKey::new(Kind::ConsentFlow, "flow");
-    here.create(&flow, sealed("flow"), None).await.unwrap().unwrap();
+    here.create(&flow, sealed("flow"), Times::default()).await.unwrap().unwrap();
     let takers: JoinSet<bool> = (0..50)
         .map(|number| {
             let (backend, flow) = (Arc::clone(if number % 2 == 0 { &here } else { &there }), flow.clone());
@@ -74,7 +74,7 @@ async fn prefixes_keep_stores_apart() {
     let ours = server.backend().await;
     let settings = RedisSettings { key_prefix: "other".to_owned(), ..server.settings() };
     let theirs = RedisBackend::connect(settings).await.unwrap();
-    ours.create(&key("hr"), sealed("ours"), None).await.unwrap().unwrap();
+    ours.create(&key("hr"), sealed("ours"), Times::default()).await.unwrap().unwrap();
     assert_eq!(theirs.load(&key("hr")).await.unwrap(), None);
     assert_eq!(theirs.list(Kind::Connection, None, 10).await.unwrap(), []);
     assert_eq!(theirs.changes(ChangeCounter(0)).await.unwrap().counter(), ChangeCounter(0));
@@ -134,7 +134,7 @@ async fn a_foreign_id_in_an_index_hides_no_record() {
     let server = Server::start();
     let backend = server.backend().await;
     for id in ["a", "z"] {
-        backend.create(&key(id), sealed("1"), None).await.unwrap().unwrap();
+        backend.create(&key(id), sealed("1"), Times::default()).await.unwrap().unwrap();
     }
     let foreign: &[u8] = b"b\xff";
     redis::cmd("ZADD").arg("bearerd:{c}:i:connection").arg(0).arg(foreign).exec(&mut server.raw()).unwrap();
@@ -159,7 +159,7 @@ async fn a_refused_read_is_no_damage() {
     let server = Server::start();
     let backend = server.backend().await;
     for id in ["a", "b"] {
-        backend.create(&key(id), sealed("1"), None).await.unwrap().unwrap();
+        backend.create(&key(id), sealed("1"), Times::default()).await.unwrap().unwrap();
     }
     redis::cmd("ACL")
         .arg("SETUSER")
@@ -187,7 +187,7 @@ async fn a_refused_read_is_no_damage() {
 async fn a_restarted_server_is_found_again() {
     let mut server = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     let backend = server.backend().await;
-    let revision = backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     for round in 0..3 {
         let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
         server.kill();
@@ -197,7 +197,7 @@ async fn a_restarted_server_is_found_again() {
         server.kill();
         server.restart();
         let other = key(&format!("other-{round}"));
-        backend.create(&other, sealed("2"), None).await.unwrap().unwrap();
+        backend.create(&other, sealed("2"), Times::default()).await.unwrap().unwrap();
         assert!(backend.load(&other).await.unwrap().is_some());
         let taken = backend.take(&other).await.unwrap();
         assert_eq!(taken, Some(sealed("2")));
@@ -219,7 +219,7 @@ async fn a_server_that_is_down_leaves_nothing_in_doubt() {
         "{error}"
     );
     let begun = Instant::now();
-    let error = backend.create(&key("hr"), sealed("1"), None).await.unwrap_err();
+    let error = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     server.restart();
@@ -232,7 +232,7 @@ async fn a_lost_reply_is_asked_for_again() {
     let server = Server::start();
     let proxy = Proxy::start(server.port()).await;
     let backend = proxy.backend().await;
-    backend.create(&key("log-start"), sealed(""), None).await.unwrap();
+    backend.create(&key("log-start"), sealed(""), Times::default()).await.unwrap();
     let mut counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
     let mut one_change = async || {
         let Changes::Since { counter: newer, keys } = backend.changes(counter).await.unwrap() else {
@@ -246,12 +246,14 @@ async fn a_lost_reply_is_asked_for_again() {
     let links = proxy.links();
 
     proxy.cut_next_reply();
-    let first = backend.create(&key("hr"), sealed("1"), None).await.unwrap().expect("our own create");
+    let first =
+        backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().expect("our own create");
     assert_eq!(backend.load(&key("hr")).await.unwrap(), Some((first, sealed("1"))));
     assert_eq!(one_change().await, 2);
 
     proxy.cut_next_reply();
-    let second = backend.replace(&key("hr"), first, sealed("2")).await.unwrap().expect("our own replace");
+    let second =
+        backend.replace(&key("hr"), first, sealed("2"), None).await.unwrap().expect("our own replace");
     assert_eq!(backend.load(&key("hr")).await.unwrap(), Some((second, sealed("2"))));
     assert_eq!(one_change().await, 3);
 
@@ -259,7 +261,7 @@ async fn a_lost_reply_is_asked_for_again() {
     assert!(backend.delete(&key("hr"), second).await.unwrap(), "our own delete");
     assert_eq!(one_change().await, 4);
 
-    backend.create(&key("hr"), sealed("3"), None).await.unwrap().unwrap();
+    backend.create(&key("hr"), sealed("3"), Times::default()).await.unwrap().unwrap();
     proxy.cut_next_reply();
     assert_eq!(backend.take(&key("hr")).await.unwrap(), Some(sealed("3")), "our own take, with the value");
     assert_eq!(one_change().await, 6);
@@ -267,7 +269,11 @@ async fn a_lost_reply_is_asked_for_again() {
     proxy.cut_next_reply();
     assert_eq!(backend.load(&key("hr")).await.unwrap(), None, "a read is sent again");
     proxy.cut_next_reply();
-    assert_eq!(backend.replace(&key("hr"), second, sealed("4")).await.unwrap(), None, "a loser stays one");
+    assert_eq!(
+        backend.replace(&key("hr"), second, sealed("4"), None).await.unwrap(),
+        None,
+        "a loser stays one"
+    );
     assert_eq!(proxy.links() - links, 6, "each cut cost one link");
 }
 
@@ -288,14 +294,14 @@ async fn a_hanging_server_ends_calls_in_time() {
     assert!(begun.elapsed() < response_timeout + patience, "{:?}", begun.elapsed());
 
     let begun = Instant::now();
-    let error = backend.create(&key("hr"), sealed("1"), None).await.unwrap_err();
+    let error = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap_err();
     assert!(!matches!(error, StoreError::Refused(_)), "{error}");
     assert!(begun.elapsed() < connect_timeout + 2 * response_timeout + patience, "{:?}", begun.elapsed());
 
     server.go_on();
     let found = eventually(async || backend.load(&key("hr")).await.ok()).await;
     match found {
-        None => assert!(backend.create(&key("hr"), sealed("2"), None).await.unwrap().is_some()),
+        None => assert!(backend.create(&key("hr"), sealed("2"), Times::default()).await.unwrap().is_some()),
         Some((_, value)) => assert_eq!(value, sealed("1")),
     }
 }
@@ -305,9 +311,9 @@ async fn a_hanging_server_ends_calls_in_time() {
 async fn a_write_into_a_hanging_server_is_in_doubt() {
     let server = Server::start();
     let backend = server.backend().await;
-    let revision = backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     server.stop();
-    let error = backend.replace(&key("hr"), revision, sealed("2")).await.unwrap_err();
+    let error = backend.replace(&key("hr"), revision, sealed("2"), None).await.unwrap_err();
     assert!(matches!(error, StoreError::OutcomeUnknown(_)), "{error}");
     server.go_on();
     let (found, value) = eventually(async || backend.load(&key("hr")).await.ok()).await.unwrap();
@@ -386,13 +392,13 @@ async fn a_user_of_few_rights_is_enough() {
     };
     let backend = RedisBackend::connect(settings.clone()).await.unwrap();
     assert!(backend.warnings()[0].contains("INFO"), "{:?}", backend.warnings());
-    let revision = backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     assert!(backend.delete(&key("hr"), revision).await.unwrap());
     assert_eq!(backend.sweep(UnixTime::from_secs(1)).await.unwrap(), 0);
 
     let elsewhere = RedisSettings { key_prefix: "elsewhere".to_owned(), ..settings };
     let backend = RedisBackend::connect(elsewhere).await.unwrap();
-    let error = backend.create(&key("hr"), sealed("1"), None).await.unwrap_err();
+    let error = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap_err();
     assert!(matches!(&error, StoreError::Refused(why) if why.contains("NOPERM")), "{error}");
 }
 
@@ -401,12 +407,12 @@ async fn a_user_of_few_rights_is_enough() {
 async fn refusals_say_what_to_do() {
     let server = Server::start();
     let backend = server.backend().await;
-    let revision = backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
     let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
     let refused = async |part: &str| {
         for error in [
-            backend.create(&key("new"), sealed("2"), None).await.unwrap_err(),
-            backend.replace(&key("hr"), revision, sealed("2")).await.unwrap_err(),
+            backend.create(&key("new"), sealed("2"), Times::default()).await.unwrap_err(),
+            backend.replace(&key("hr"), revision, sealed("2"), None).await.unwrap_err(),
             backend.delete(&key("hr"), revision).await.unwrap_err(),
             backend.take(&key("hr")).await.unwrap_err(),
         ] {
@@ -455,7 +461,7 @@ async fn expired_records_do_not_break_lists() {
     assert_eq!(ids(None, 2).await, ["00", "03"]);
     assert_eq!(ids(Some("03"), 2).await, ["06", "09"]);
     assert_eq!(ids(None, 100).await, ["00", "03", "06", "09"]);
-    assert!(backend.create(&link(1), sealed("again"), None).await.unwrap().is_some());
+    assert!(backend.create(&link(1), sealed("again"), Times::default()).await.unwrap().is_some());
     assert_eq!(backend.sweep(UnixTime::from_secs(2)).await.unwrap(), 5);
     assert_eq!(ids(None, 100).await, ["00", "01", "03", "06", "09"]);
     let indexed: usize =
@@ -470,7 +476,7 @@ async fn another_history_is_noticed() {
     let server = Server::start();
     let backend = server.backend().await;
     for id in ["a", "b", "c"] {
-        backend.create(&key(id), sealed("1"), None).await.unwrap().unwrap();
+        backend.create(&key(id), sealed("1"), Times::default()).await.unwrap().unwrap();
     }
     let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
     let lost = format!("{}-0", counter.0);
@@ -478,7 +484,7 @@ async fn another_history_is_noticed() {
     assert!(
         matches!(backend.changes(counter).await.unwrap(), Changes::Missed { counter: newest } if newest < counter)
     );
-    backend.create(&key("d"), sealed("1"), None).await.unwrap().unwrap();
+    backend.create(&key("d"), sealed("1"), Times::default()).await.unwrap().unwrap();
     let Changes::Missed { counter: newest } = backend.changes(counter).await.unwrap() else {
         panic!("`c` was told and then lost")
     };
@@ -486,7 +492,7 @@ async fn another_history_is_noticed() {
 
     redis::cmd("FLUSHALL").exec(&mut server.raw()).unwrap();
     assert_eq!(backend.changes(newest).await.unwrap(), Changes::Missed { counter: ChangeCounter(0) });
-    backend.create(&key("e"), sealed("1"), None).await.unwrap().unwrap();
+    backend.create(&key("e"), sealed("1"), Times::default()).await.unwrap().unwrap();
     assert!(
         matches!(backend.changes(newest).await.unwrap(), Changes::Missed { counter } if counter > newest)
     );
@@ -499,9 +505,17 @@ async fn nothing_is_left_behind_for_ever() {
     let backend = server.backend().await;
     for number in 0..20 {
         let id = format!("{number}");
-        let revision = backend.create(&key(&id), sealed("1"), None).await.unwrap().unwrap();
+        let revision = backend.create(&key(&id), sealed("1"), Times::default()).await.unwrap().unwrap();
         let link = RecordKey::new(Kind::ConnectLink, id.clone());
-        backend.create(&link, sealed("2"), Some(UnixTime::from_secs(4_000_000_000))).await.unwrap().unwrap();
+        backend
+            .create(
+                &link,
+                sealed("2"),
+                Times { expires_at: Some(UnixTime::from_secs(4_000_000_000)), due_at: None },
+            )
+            .await
+            .unwrap()
+            .unwrap();
         assert!(backend.delete(&key(&id), revision).await.unwrap());
         backend.take(&link).await.unwrap().unwrap();
     }
@@ -525,7 +539,7 @@ async fn the_server_sees_no_secret() {
     let backend: Arc<dyn Backend> = Arc::new(server.backend().await);
     let store = Store::open(backend, ring).await.unwrap();
     let revision = store.create(&canary_connection("hr")).await.unwrap().unwrap();
-    store.replace(revision, &canary_connection("hr")).await.unwrap().unwrap();
+    store.replace(revision, &canary_connection("hr"), None).await.unwrap().unwrap();
     store.create(&canary_integration()).await.unwrap().unwrap();
     redis::cmd("SAVE").exec(&mut server.raw()).unwrap();
 
@@ -566,7 +580,7 @@ async fn tls_checks_the_server() {
         ..settings_for(tls_port)
     };
     let backend = RedisBackend::connect(settings.clone()).await.unwrap();
-    backend.create(&key("hr"), sealed("1"), None).await.unwrap().unwrap();
+    backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
 
     let untrusted = RedisSettings { ca_file: None, ..settings.clone() };
     let error = RedisBackend::connect(untrusted).await.unwrap_err();
