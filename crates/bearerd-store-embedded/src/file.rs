@@ -187,7 +187,7 @@ pub(crate) fn peek(path: &Path, key: &RecordKey) -> Option<Sealed> {
     Some(tables.load(key).ok()??.ok()?.1)
 }
 
-/// Makes the tables of a new file, and checks whose file an old one is.
+/// Makes the tables of a new file; checks whose file an old one is, and adds what a later format has.
 fn prepare(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Database, OpenEmbeddedError> {
     let database = opened.map_err(|error| of_database(path, error))?;
     let damaged = |error: redb::Error| match error {
@@ -208,7 +208,7 @@ fn prepare(path: &Path, opened: Result<Database, DatabaseError>) -> Result<Datab
         Err(redb::TableError::Storage(error)) => return Err(damaged(error.into())),
         Err(_another_type) => return Err(OpenEmbeddedError::NotAStore { path: path.to_path_buf() }),
     };
-    let format = tables.format().map_err(|error| damaged(error.into()))?;
+    let format = tables.migrate().map_err(|error| damaged(error.into()))?;
     drop(tables);
     if format > FORMAT_VERSION {
         return Err(OpenEmbeddedError::NewerFormat { path: path.to_path_buf(), format });
@@ -288,7 +288,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use bearerd_crypto::Sealed;
-    use bearerd_store::{Kind, RecordKey};
+    use bearerd_store::{Kind, RecordKey, Times};
     use redb::StorageBackend;
 
     use super::*;
@@ -348,7 +348,9 @@ mod tests {
 
     fn create(file: &StoreFile, id: &str) -> Result<(), StoreError> {
         let key = RecordKey::new(Kind::Connection, id);
-        file.write(|tables| tables.create(&key, &Sealed::from_bytes(vec![1; 10_000]), None).map(drop))
+        file.write(|tables| {
+            tables.create(&key, &Sealed::from_bytes(vec![1; 10_000]), Times::default()).map(drop)
+        })
     }
 
     fn ids(file: &StoreFile) -> Result<Vec<String>, StoreError> {

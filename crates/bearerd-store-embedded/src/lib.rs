@@ -7,11 +7,14 @@
 //! |---|---|---|
 //! | `records` | kind, id | revision, `expires_at` in Unix ms, sealed record |
 //! | `expiries` | `expires_at`, kind, id | – (finds what a sweep forgets without reading every record) |
+//! | `due` | kind, `due_at`, id | – (finds what is due without reading what is not) |
+//! | `due_times` | kind, id | `due_at` in Unix ms, of records that have one |
 //! | `changes` | counter | kind, id (the newest [`CHANGES_KEPT_MAX`](bearerd_store::CHANGES_KEPT_MAX)) |
 //! | `counters` | `format`, `revision`, `changes` | the format's version; the last revision and counter given |
 //!
 //! Kinds are stored by name. Revisions and counters are never given twice, not even across a restart, because they
-//! are counted in the transaction of the write that they name.
+//! are counted in the transaction of the write that they name. A due time stands beside its record and not in it, so
+//! that a file of format 1, which has none, opens without its records being rewritten.
 //!
 //! redb keeps the pages of the last transaction intact until the next one is on disk, and reuses pages that are no
 //! longer needed, so the file is as large as the records ever were at once, never compacted, and safe to kill.
@@ -20,8 +23,9 @@
 //!
 //! Opening a file marks it as open, and after a kill redb first repairs it: it drops what was never committed and
 //! counts its pages anew. That is recovery and no change of content: every record, revision and counter is as the last
-//! commit left it. It comes before anyone could prove the master key, which only the records can (S-07);
-//! [`EmbeddedBackend::peek`] proves it without writing a byte where the file was closed in order.
+//! commit left it. A file of an older format is also given the tables that it lacks. All this comes before anyone could
+//! prove the master key, which only the records can (S-07); [`EmbeddedBackend::peek`] proves it without writing a byte
+//! where the file was closed in order.
 //!
 //! A new file is made under a name of its own (`.bearerd-unfinished-…`, in the same folder), with its tables, and gets
 //! its own name when it is whole and on disk. A process that is killed meanwhile leaves no half-made store in its
@@ -39,6 +43,7 @@ use bearerd_model::UnixTime;
 use bearerd_store::{
     Backend, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError, StoredRecord, Times,
 };
+use tokio::sync::watch;
 
 pub use crate::file::OpenEmbeddedError;
 use crate::{
@@ -51,6 +56,8 @@ use crate::{
 pub struct EmbeddedBackend {
     file: Arc<StoreFile>,
     writer: Writer,
+    /// The newest change on disk.
+    changed: watch::Receiver<ChangeCounter>,
 }
 
 impl EmbeddedBackend {
@@ -62,9 +69,14 @@ impl EmbeddedBackend {
     pub async fn open(path: &Path) -> Result<Self, OpenEmbeddedError> {
         let path = path.to_path_buf();
         let file = Arc::new(StoreFile::open(path).await?);
-        let writer = Writer::start(Arc::clone(&file))
+        let (newest_change, changed) = watch::channel(ChangeCounter::default());
+        let writer = Writer::start(Arc::clone(&file), newest_change.clone())
             .map_err(|source| OpenEmbeddedError::Io { path: file.path().to_path_buf(), source })?;
-        Ok(Self { file, writer })
+        let backend = Self { file, writer, changed };
+        if let Ok(counter) = backend.read(ReadTables::counter).await {
+            newest_change.send_replace(counter); // nobody writes yet
+        }
+        Ok(backend)
     }
 
     /// One record of a file that is there, read without changing a byte: opening a file, as [`Self::open`] does, marks
@@ -110,7 +122,7 @@ impl Backend for EmbeddedBackend {
         times: Times,
     ) -> Result<Option<Revision>, StoreError> {
         let key = key.clone();
-        self.write(move |tables| tables.create(&key, &value, times.expires_at)).await
+        self.write(move |tables| tables.create(&key, &value, times)).await
     }
 
     async fn replace(
@@ -118,10 +130,10 @@ impl Backend for EmbeddedBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
-        _due_at: Option<UnixTime>,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
         let key = key.clone();
-        self.write(move |tables| tables.replace(&key, expected, &next)).await
+        self.write(move |tables| tables.replace(&key, expected, &next, due_at)).await
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
@@ -150,12 +162,21 @@ impl Backend for EmbeddedBackend {
 
     async fn due(
         &self,
-        _kind: Kind,
-        _after: Option<&DueRecord>,
-        _until: UnixTime,
-        _limit: usize,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
     ) -> Result<Vec<DueRecord>, StoreError> {
-        Ok(Vec::new())
+        let after = after.cloned();
+        self.read(move |tables| tables.due(kind, after.as_ref(), until, limit)).await
+    }
+
+    /// Told by the thread that writes.
+    async fn changed(&self, after: ChangeCounter) {
+        let mut changed = self.changed.clone();
+        if changed.wait_for(|newest| *newest > after).await.is_err() {
+            std::future::pending::<()>().await; // that thread is gone, and with it whatever it could tell
+        }
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {

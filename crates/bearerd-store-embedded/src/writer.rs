@@ -8,9 +8,9 @@ use std::{
     thread,
 };
 
-use bearerd_store::StoreError;
+use bearerd_store::{ChangeCounter, StoreError};
 use redb::StorageError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{file::StoreFile, tables::WriteTables};
 
@@ -50,10 +50,11 @@ where
 }
 
 impl Writer {
-    pub(crate) fn start(file: Arc<StoreFile>) -> io::Result<Self> {
+    /// `changed` is told the last change of each transaction that is on disk.
+    pub(crate) fn start(file: Arc<StoreFile>, changed: watch::Sender<ChangeCounter>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        let thread =
-            thread::Builder::new().name("bearerd-store".to_owned()).spawn(move || run(&file, receiver))?;
+        let run = move || run(&file, receiver, &changed);
+        let thread = thread::Builder::new().name("bearerd-store".to_owned()).spawn(run)?;
         Ok(Self { jobs: Some(sender), thread: Some(thread) })
     }
 
@@ -78,14 +79,24 @@ impl Drop for Writer {
     }
 }
 
-fn run(file: &StoreFile, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+fn run(file: &StoreFile, mut jobs: mpsc::Receiver<Box<dyn Job>>, changed: &watch::Sender<ChangeCounter>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while jobs.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
-        let all = || file.write(|tables| batch.iter_mut().try_for_each(|job| job.apply(tables)));
+        let mut newest_change = None;
+        let all = || {
+            file.write(|tables| {
+                batch.iter_mut().try_for_each(|job| job.apply(tables))?;
+                newest_change = tables.newest_change();
+                Ok(())
+            })
+        };
         let committed = catch_unwind(AssertUnwindSafe(all)).unwrap_or_else(|_| {
             file.discard_current(); // redb met pages that were altered from outside; it is not asked again as it is
             Err(StoreError::OutcomeUnknown("writing the store file failed: it may be damaged".to_owned()))
         });
+        if let (Ok(()), Some(newest)) = (&committed, newest_change) {
+            changed.send_replace(newest);
+        }
         for job in batch.drain(..) {
             job.settle(committed.clone());
         }

@@ -14,7 +14,7 @@ use std::{
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{Connection, UnixTime};
 use bearerd_store::{
-    Backend, ChangeCounter, Changes, Kind, OpenStoreError, RecordKey, Revision, Store, StoreError,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, OpenStoreError, RecordKey, Revision, Store, StoreError,
     StoredRecord, Times,
     contract::{self, CANARY, canary_connection, canary_integration},
 };
@@ -83,6 +83,144 @@ async fn a_restart_keeps_everything() {
     let again = backend.create(&gone, sealed("5"), Times::default()).await.unwrap().unwrap();
     assert_ne!(again, highest, "a revision is not given twice, not even across a restart");
     assert_eq!(backend.sweep(UnixTime::from_secs(10)).await.unwrap(), 1);
+}
+
+/// A due time is as durable as its record, and leaves nothing behind: not with a replace, a delete, a take or a sweep.
+#[tokio::test]
+async fn what_is_due_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let due = |secs, expires| Times {
+        due_at: Some(UnixTime::from_secs(secs)),
+        expires_at: Some(expires).filter(|expires| *expires > 0).map(UnixTime::from_secs),
+    };
+    let link = RecordKey::new(Kind::ConnectLink, "link");
+    let backend = open(&path).await;
+    let kept = backend.create(&key("kept"), sealed("1"), due(10, 0)).await.unwrap().unwrap();
+    let gone = backend.create(&key("gone"), sealed("1"), due(10, 0)).await.unwrap().unwrap();
+    backend.create(&key("taken"), sealed("1"), due(11, 0)).await.unwrap().unwrap();
+    backend.create(&link, sealed("1"), due(12, 20)).await.unwrap().unwrap();
+    backend.replace(&key("kept"), kept, sealed("2"), Some(UnixTime::from_secs(30))).await.unwrap().unwrap();
+    drop(backend);
+
+    let backend = open(&path).await;
+    assert_eq!(due_ids(&backend, Kind::Connection, 30).await, ["gone", "taken", "kept"]);
+    assert_eq!(due_ids(&backend, Kind::ConnectLink, 30).await, ["link"]);
+    assert!(backend.delete(&key("gone"), gone).await.unwrap());
+    assert!(backend.take(&key("taken")).await.unwrap().is_some());
+    assert_eq!(backend.sweep(UnixTime::from_secs(20)).await.unwrap(), 1);
+    drop(backend);
+    let backend = open(&path).await;
+    assert_eq!(due_ids(&backend, Kind::Connection, 29).await, [""; 0]);
+    assert_eq!(due_ids(&backend, Kind::Connection, 30).await, ["kept"]);
+    assert_eq!(due_ids(&backend, Kind::ConnectLink, u64::MAX / 1_000).await, [""; 0]);
+    // The same names again start without a due time.
+    backend.create(&key("gone"), sealed("2"), Times::default()).await.unwrap().unwrap();
+    assert_eq!(due_ids(&backend, Kind::Connection, 30).await, ["kept"]);
+}
+
+/// A file of format 1, as bearerd wrote it before it knew due times: it can be peeked into as it is, opens with every
+/// record, revision and counter, and takes due times from then on.
+#[tokio::test]
+async fn a_file_of_format_1_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    write_format_1(&path, 1);
+    let before = fs::read(&path).unwrap();
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, Some(sealed("1")));
+    assert_eq!(fs::read(&path).unwrap(), before);
+
+    let backend = open(&path).await;
+    assert_eq!(backend.load(&key("hr")).await.unwrap(), Some((Revision(7), sealed("1"))));
+    let changes = backend.changes(ChangeCounter(0)).await.unwrap();
+    assert_eq!(changes, Changes::Since { counter: ChangeCounter(1), keys: vec![key("hr")] });
+    assert_eq!(due_ids(&backend, Kind::Connection, 100).await, [""; 0]);
+    let at = Some(UnixTime::from_secs(10));
+    let revision = backend.replace(&key("hr"), Revision(7), sealed("2"), at).await.unwrap();
+    assert_eq!(revision, Some(Revision(9)), "revisions are counted on");
+    assert_eq!(backend.sweep(UnixTime::from_secs(50)).await.unwrap(), 1);
+    drop(backend);
+    let backend = open(&path).await;
+    assert_eq!(due_ids(&backend, Kind::Connection, 10).await, ["hr"]);
+    drop(backend);
+    assert_eq!(EmbeddedBackend::peek(&path, &key("hr")).await, Some(sealed("2")));
+}
+
+#[tokio::test]
+async fn a_newer_format_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    write_format_1(&path, 3);
+    let error = EmbeddedBackend::open(&path).await.unwrap_err();
+    assert!(matches!(error, OpenEmbeddedError::NewerFormat { format: 3, .. }), "{error}");
+    let tables = redb::Database::open(&path).unwrap().begin_write().unwrap();
+    assert_eq!(tables.list_tables().unwrap().count(), 4, "it got no tables");
+}
+
+/// The tables of format 1, written as they were then, with a version of the caller's.
+fn write_format_1(path: &Path, format: u64) {
+    use redb::TableDefinition;
+    type Record = (u64, Option<u64>, &'static [u8]);
+    const RECORDS: TableDefinition<'_, (&str, &str), Record> = TableDefinition::new("records");
+    const EXPIRIES: TableDefinition<'_, (u64, &str, &str), ()> = TableDefinition::new("expiries");
+    const CHANGES: TableDefinition<'_, u64, (&str, &str)> = TableDefinition::new("changes");
+    const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+    let transaction = redb::Database::create(path).unwrap().begin_write().unwrap();
+    {
+        let mut records = transaction.open_table(RECORDS).unwrap();
+        records.insert(("connection", "hr"), (7, None, b"1".as_slice())).unwrap();
+        records.insert(("connect_link", "link"), (8, Some(50_000), b"2".as_slice())).unwrap();
+        let mut expiries = transaction.open_table(EXPIRIES).unwrap();
+        expiries.insert((50_000, "connect_link", "link"), ()).unwrap();
+        let mut changes = transaction.open_table(CHANGES).unwrap();
+        changes.insert(1, ("connection", "hr")).unwrap();
+        let mut counters = transaction.open_table(COUNTERS).unwrap();
+        for (counter, value) in [("format", format), ("revision", 8), ("changes", 1)] {
+            counters.insert(counter, value).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+}
+
+/// Who waits for a change is told of it, comes back at once if it has happened already, and is not woken by what
+/// nobody watches.
+#[tokio::test]
+async fn who_waits_for_a_change_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let backend = Arc::new(open(&path).await);
+    let waiters: tokio::task::JoinSet<()> = (0..10)
+        .map(|_| {
+            let backend = Arc::clone(&backend);
+            async move { backend.changed(ChangeCounter(0)).await }
+        })
+        .collect();
+    let link = RecordKey::new(Kind::ConnectLink, "link");
+    backend.create(&link, sealed("1"), Times::default()).await.unwrap().unwrap();
+    assert!(!is_told(&backend, 0).await, "links are not watched");
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
+    waiters.join_all().await;
+    assert!(is_told(&backend, 0).await, "it is told before the write returns");
+    assert!(!is_told(&backend, 1).await, "nothing is newer");
+    assert_eq!(backend.replace(&key("hr"), Revision(99), sealed("2"), None).await.unwrap(), None);
+    assert!(!is_told(&backend, 1).await, "a lost write is no change");
+    assert!(backend.delete(&key("hr"), revision).await.unwrap());
+    assert!(is_told(&backend, 1).await);
+    drop(backend);
+    let backend = open(&path).await;
+    assert!(is_told(&backend, 1).await, "also what changed before a restart");
+    assert!(!is_told(&backend, 2).await);
+}
+
+/// Whether [`Backend::changed`] comes back at its first poll.
+async fn is_told(backend: &EmbeddedBackend, after: u64) -> bool {
+    let mut changed = backend.changed(ChangeCounter(after));
+    std::future::poll_fn(|context| std::task::Poll::Ready(changed.as_mut().poll(context).is_ready())).await
+}
+
+async fn due_ids(backend: &EmbeddedBackend, kind: Kind, until_secs: u64) -> Vec<String> {
+    let due = backend.due(kind, None, UnixTime::from_secs(until_secs), 100).await.unwrap();
+    due.into_iter().map(|DueRecord { id, .. }| id).collect()
 }
 
 /// Every write that was acknowledged is there after kill -9, the file opens without repair by hand, and what was
