@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ConnectionId, Epoch, Exchanges, Grant, IntegrationId, ProfileName, UnixTime};
+use crate::{ConnectionId, Epoch, Exchanges, Generation, Grant, IntegrationId, ProfileName, UnixTime};
 
 /// Who consented, as the instance's `sys_user` table names them.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -104,6 +104,7 @@ impl Connection {
     pub fn purge_grant(&mut self, now: UnixTime) {
         let epoch = self.exchanges.next_epoch(now);
         self.exchanges.begin(epoch);
+        self.exchanges.generation = self.newest_generation();
         self.grant = None;
         self.due_at = None;
     }
@@ -120,10 +121,16 @@ impl Connection {
         let same = self.grant.as_ref().is_some_and(|held| held.has_same_tokens(&grant));
         grant.generation = match &self.grant {
             Some(held) if same => held.generation,
-            _ => grant.generation.max(self.exchanges.generation.next()),
+            _ => grant.generation.max(self.newest_generation().next()),
         };
-        self.exchanges.generation = self.exchanges.generation.max(grant.generation);
+        self.exchanges.generation = self.newest_generation().max(grant.generation);
         self.grant = Some(grant);
+    }
+
+    /// A record of before generations outlived their grants has that of its grant only.
+    fn newest_generation(&self) -> Generation {
+        let held = self.grant.as_ref().map(|grant| grant.generation).unwrap_or_default();
+        self.exchanges.generation.max(held)
     }
 
     /// Whether an exchange was left in doubt: its owner is gone, or got no answer.

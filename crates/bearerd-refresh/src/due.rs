@@ -6,14 +6,14 @@ use bearerd_model::{ConnectionId, UnixTime};
 
 /// One time a connection, the latest one set.
 #[derive(Debug, Default)]
-pub(crate) struct Due {
+pub struct Due {
     by_time: BTreeSet<(UnixTime, ConnectionId)>,
     times: HashMap<ConnectionId, UnixTime>,
 }
 
 impl Due {
     /// Sets, moves or (`None`) clears a connection's time. Whether the earliest time changed.
-    pub(crate) fn set(&mut self, id: &ConnectionId, at: Option<UnixTime>) -> bool {
+    pub fn set(&mut self, id: &ConnectionId, at: Option<UnixTime>) -> bool {
         let before = self.next();
         if let Some(old) = self.times.remove(id) {
             self.by_time.remove(&(old, id.clone()));
@@ -25,12 +25,12 @@ impl Due {
         self.next() != before
     }
 
-    pub(crate) fn next(&self) -> Option<UnixTime> {
+    pub fn next(&self) -> Option<UnixTime> {
         self.by_time.first().map(|(at, _)| *at)
     }
 
     /// Takes one connection whose time has come.
-    pub(crate) fn pop(&mut self, now: UnixTime) -> Option<ConnectionId> {
+    pub fn pop(&mut self, now: UnixTime) -> Option<ConnectionId> {
         if self.next()? > now {
             return None;
         }

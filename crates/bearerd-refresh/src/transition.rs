@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use bearerd_model::{
-    Connection, DeathCause, Generation, Grant, GrantType, Health, Lifecycle, RefreshToken, UnixTime,
+    Connection, DeathCause, Epoch, Generation, Grant, GrantType, Health, Lifecycle, RefreshToken, UnixTime,
 };
-use bearerd_oauth::{TokenEndpointError, TokenResponse, Verdict};
+use bearerd_oauth::{TokenResponse, Verdict};
 
-use crate::TokenCallError;
+use crate::{Cause, RefreshFailure};
 
 /// Why the token endpoint was called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,17 +122,78 @@ pub(crate) fn pause_after_issue(before: Generation, after: &Grant, now: UnixTime
 /// Least pause after an answer that brought the same token, or one that has ended already.
 const ISSUE_PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// Puts a refreshed grant into its connection.
-pub(crate) fn record_issue(connection: &mut Connection, grant: Grant, now: UnixTime) {
+/// Puts what the exchange `epoch` brought into its connection.
+pub(crate) fn record_issue(connection: &mut Connection, grant: Grant, epoch: Epoch, now: UnixTime) {
     connection.health = Health::Ok;
     if let Lifecycle::ReauthorizationRequired { .. } = connection.lifecycle {
         connection.lifecycle = Lifecycle::Active { since: now };
     }
-    connection.grant = Some(grant);
+    let held = connection.grant.as_ref().and_then(|held| held.refresh_token.as_ref());
+    if let (Some(held), Some(next)) = (held, &grant.refresh_token) {
+        connection.exchanges.rotated |= !held.matches(next);
+    }
+    connection.advance_grant(grant, epoch);
+}
+
+/// Whether the record, as just read, still wants the exchange.
+pub(crate) fn is_wanted(connection: &Connection, grant_type: GrantType, cause: Cause, now: UnixTime) -> bool {
+    let lives =
+        matches!(connection.lifecycle, Lifecycle::Active { .. } | Lifecycle::AwaitingConfirmation { .. });
+    if !lives && cause != Cause::Operator {
+        return false;
+    }
+    match &connection.grant {
+        // Without a grant that a person gave, an active connection has nothing to live by: the refresh says so.
+        None => {
+            grant_type == GrantType::ClientCredentials
+                || matches!(connection.lifecycle, Lifecycle::Active { .. })
+        }
+        Some(grant) if !can_refresh(connection, grant_type) => now >= grant.usable_until(),
+        Some(grant) => match cause {
+            Cause::Due => now >= grant.refresh_at(),
+            Cause::Refused(generation) => grant.generation == generation,
+            Cause::Operator => true,
+        },
+    }
+}
+
+/// When a process should look after the connection next: when it is to be refreshed, if it is in use, else a day
+/// after the last answer, so that a grant's end is noticed (product contract §5).
+pub(crate) fn due_at(connection: &Connection, warm_for: Duration, now: UnixTime) -> Option<UnixTime> {
+    if !matches!(connection.lifecycle, Lifecycle::Active { .. } | Lifecycle::AwaitingConfirmation { .. }) {
+        return None;
+    }
+    let grant = connection.grant.as_ref()?;
+    let next = grant.refresh_at();
+    if connection.last_used_at.is_some_and(|used| next <= used + warm_for) {
+        return Some(next);
+    }
+    // Spread over two hours, by something that differs from connection to connection and stays.
+    let spread = u64::from(
+        connection
+            .id
+            .as_str()
+            .bytes()
+            .fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(byte))),
+    );
+    Some(next.max(now + PROBE_EVERY - PROBE_SPREAD * u32::try_from(spread).unwrap_or(0) / (1 << 16)))
+}
+
+/// How often a connection that nobody uses is refreshed, and how much earlier at most.
+const PROBE_EVERY: Duration = Duration::from_hours(24);
+const PROBE_SPREAD: Duration = Duration::from_hours(2);
+
+/// Health is stored when it changes in kind, not with every failure: an outage must not become a write storm.
+pub(crate) fn worth_storing(before: &Connection, after: &Connection) -> bool {
+    let strikes = |connection: &Connection| match connection.health {
+        Health::Ok => None,
+        Health::Failing { strikes, .. } => Some(strikes),
+    };
+    before.lifecycle != after.lifecycle || strikes(before) != strikes(after)
 }
 
 /// Whether a connection's grant can be refreshed at all.
-pub(crate) fn can_refresh(connection: &Connection, grant_type: GrantType) -> bool {
+pub fn can_refresh(connection: &Connection, grant_type: GrantType) -> bool {
     match grant_type {
         GrantType::ClientCredentials => true,
         GrantType::AuthorizationCode => {
@@ -141,60 +202,25 @@ pub(crate) fn can_refresh(connection: &Connection, grant_type: GrantType) -> boo
     }
 }
 
-/// Why a refresh brought nothing.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RefreshFailure {
-    #[error(transparent)]
-    Call(#[from] TokenCallError),
-    #[error("the grant came without a refresh token and its access token has ended")]
-    NoRefreshToken,
-}
-
-impl RefreshFailure {
-    pub(crate) fn verdict(&self) -> Verdict {
-        match self {
-            Self::Call(TokenCallError::Endpoint(error)) => error.verdict(),
-            Self::Call(_) => Verdict::Transient,
-            Self::NoRefreshToken => Verdict::GrantDead,
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Call(TokenCallError::Endpoint(error)) => error.retry_after(),
-            _ => None,
-        }
-    }
-
-    /// The metric's label.
-    pub(crate) fn outcome(&self) -> &'static str {
-        match self.verdict() {
-            Verdict::GrantDead => "grant_refused",
-            Verdict::Suspect => "denied",
-            Verdict::ClientRefused => "client_refused",
-            Verdict::Throttled => "throttled",
-            Verdict::Transient => match self {
-                Self::Call(TokenCallError::NoReply { .. }) => "uncertain",
-                _ => "transient",
-            },
-        }
-    }
-}
-
 /// Puts a failure into its connection: health always, lifecycle only where the *newest* refresh token was refused
 /// for good, or is missing. The caller has checked that the refused token is still the stored one (I-6). A connection
 /// without a refresh token lives by client credentials: a refusal says nothing about a grant, since there is none
 /// that a person could renew.
-pub(crate) fn record_failure(connection: &mut Connection, failure: &RefreshFailure, now: UnixTime) {
+pub(crate) fn record_failure(
+    connection: &mut Connection,
+    failure: &RefreshFailure,
+    in_doubt: bool,
+    now: UnixTime,
+) {
     let (since, failures, strikes) = match connection.health {
         Health::Ok => (now, 0, 0),
         Health::Failing { since, failures, strikes, .. } => (since, failures, strikes),
     };
-    let verdict = failure.verdict();
+    let verdict = failure.verdict(in_doubt);
     let strikes = if verdict == Verdict::Suspect { strikes.saturating_add(1) } else { strikes };
     connection.health =
         Health::Failing { since, failures: failures.saturating_add(1), strikes, reason: failure.to_string() };
-    let Some(cause) = death_cause(connection, failure, strikes, now) else { return };
+    let Some(cause) = death_cause(connection, failure, in_doubt, strikes, now) else { return };
     match connection.lifecycle {
         Lifecycle::Active { .. } => {
             connection.lifecycle = Lifecycle::ReauthorizationRequired { since: now, cause };
@@ -211,6 +237,7 @@ pub(crate) fn record_failure(connection: &mut Connection, failure: &RefreshFailu
 fn death_cause(
     connection: &Connection,
     failure: &RefreshFailure,
+    in_doubt: bool,
     strikes: u32,
     now: UnixTime,
 ) -> Option<DeathCause> {
@@ -219,7 +246,7 @@ fn death_cause(
     }
     let grant = connection.grant.as_ref().filter(|grant| grant.refresh_token.is_some())?;
     let refresh_ended = grant.refresh_expires_at.is_some_and(|ends| ends <= now);
-    match failure.verdict() {
+    match failure.verdict(in_doubt) {
         Verdict::Suspect if refresh_ended => Some(DeathCause::RefreshTokenExpired),
         Verdict::Suspect if strikes < STRIKES_MAX => None,
         Verdict::GrantDead | Verdict::Suspect => Some(DeathCause::GrantRefused),
@@ -233,9 +260,9 @@ const STRIKES_MAX: u32 = 5;
 /// Pause after the first, second … unexplained refusal: quick at first, since the next call often passes.
 const STRIKE_PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30), Duration::from_mins(1)];
-/// Backoff of passing faults: doubles from the first to the second of these. A token is fresh at most the second
-/// after the fault has passed (I-14).
-const TRANSIENT_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Backoff of passing faults: doubles from the first to the second of these. With the breaker's longest pause it stays
+/// below the 30 s after which a token is fresh once the fault has passed (I-14).
+const TRANSIENT_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(20));
 /// Pause after the grant was refused for good, where that could not be written down.
 const GRANT_DEAD_PAUSE: Duration = Duration::from_mins(1);
 /// Pause after our client was refused: an operator has to act.
@@ -246,12 +273,13 @@ const THROTTLED_PAUSES: (Duration, Duration) = (Duration::from_secs(30), Duratio
 /// How long to leave the token endpoint alone after the `failures`-th failure in a row. `jitter` is 0 to 1.
 pub(crate) fn pause_after_failure(
     failure: &RefreshFailure,
+    in_doubt: bool,
     failures: u32,
     strikes: u32,
     jitter: f64,
 ) -> Duration {
     let spread = |pause: Duration| pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
-    match failure.verdict() {
+    match failure.verdict(in_doubt) {
         Verdict::GrantDead => GRANT_DEAD_PAUSE,
         Verdict::Suspect => {
             let at = usize::try_from(strikes.saturating_sub(1)).unwrap_or(usize::MAX);
@@ -267,76 +295,6 @@ pub(crate) fn pause_after_failure(
             let pause = spread(doubled.min(TRANSIENT_PAUSES.1));
             failure.retry_after().map_or(pause, |asked| asked.clamp(pause, THROTTLED_PAUSES.1))
         }
-    }
-}
-
-/// Which grant a refresh began from, if any; its result may only replace that.
-#[derive(Debug, Clone)]
-pub(crate) struct Base(Option<BaseGrant>);
-
-#[derive(Debug, Clone)]
-struct BaseGrant {
-    generation: Generation,
-    refresh_token: Option<RefreshToken>,
-    /// Tells two grants with the same tokens apart.
-    granted_at: UnixTime,
-}
-
-impl Base {
-    pub(crate) fn of(connection: &Connection) -> Self {
-        Self(connection.grant.as_ref().map(BaseGrant::of))
-    }
-
-    pub(crate) fn of_grant(grant: &Grant) -> Self {
-        Self(Some(BaseGrant::of(grant)))
-    }
-
-    /// Whether `stored` still holds the grant that the refresh began from.
-    pub(crate) fn is_current_in(&self, stored: &Connection) -> bool {
-        match (&self.0, &stored.grant) {
-            (None, None) => true,
-            (Some(base), Some(grant)) => {
-                grant.generation == base.generation
-                    && grant.granted_at == base.granted_at
-                    && same(base.refresh_token.as_ref(), grant.refresh_token.as_ref())
-            }
-            _ => false,
-        }
-    }
-}
-
-impl BaseGrant {
-    fn of(grant: &Grant) -> Self {
-        Self {
-            generation: grant.generation,
-            refresh_token: grant.refresh_token.clone(),
-            granted_at: grant.granted_at,
-        }
-    }
-}
-
-/// Whether `stored` already holds `grant`: an earlier write of ours whose outcome was not known.
-pub(crate) fn holds(stored: &Connection, grant: &Grant) -> bool {
-    stored.grant.as_ref().is_some_and(|held| {
-        held.generation == grant.generation
-            && held.access_token.matches(&grant.access_token)
-            && held.access_expires_at == grant.access_expires_at
-            && same(held.refresh_token.as_ref(), grant.refresh_token.as_ref())
-    })
-}
-
-fn same(one: Option<&RefreshToken>, other: Option<&RefreshToken>) -> bool {
-    match (one, other) {
-        (None, None) => true,
-        (Some(one), Some(other)) => one.matches(other),
-        _ => false,
-    }
-}
-
-/// For the token endpoint's own errors.
-impl From<TokenEndpointError> for RefreshFailure {
-    fn from(error: TokenEndpointError) -> Self {
-        Self::Call(TokenCallError::Endpoint(error))
     }
 }
 

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 
 use bearerd_model::{AccessToken, ConnectionId, Exchanges, Freshness, IntegrationId, ProfileName};
+use bearerd_oauth::TokenEndpointError;
 use proptest::prelude::*;
 
 use super::*;
+use crate::TokenCallError;
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 const LIFE: Duration = Duration::from_mins(30);
@@ -267,7 +269,7 @@ fn a_fault_that_is_not_the_grants_never_kills() {
     for failure in passing() {
         let mut connection = connection(Some(consented()));
         for step in 0..1_000 {
-            record_failure(&mut connection, &failure, at(step) + REFRESH_LIFE);
+            record_failure(&mut connection, &failure, false, at(step) + REFRESH_LIFE);
         }
         assert_eq!(connection.lifecycle, Lifecycle::Active { since: NOW }, "{failure}");
         assert_eq!(failing(&connection), (NOW + REFRESH_LIFE, 1_000, 0), "{failure}");
@@ -289,9 +291,9 @@ fn the_grant_dies_of_what_ends_it() {
     ] {
         let mut connection = connection(Some(consented()));
         for _ in 0..strikes_before {
-            record_failure(&mut connection, &denied(), at(1));
+            record_failure(&mut connection, &denied(), false, at(1));
         }
-        record_failure(&mut connection, &failure, now);
+        record_failure(&mut connection, &failure, false, now);
         assert_eq!(cause(&connection), expected, "{failure} after {strikes_before} at {now:?}");
     }
 }
@@ -304,8 +306,8 @@ fn client_credentials_do_not_die() {
     for grant in [None, Some(without_refresh)] {
         let mut connection = connection(grant);
         for _ in 0..10 {
-            record_failure(&mut connection, &denied(), at(1));
-            record_failure(&mut connection, &refused(), at(1));
+            record_failure(&mut connection, &denied(), false, at(1));
+            record_failure(&mut connection, &refused(), false, at(1));
         }
         assert_eq!((cause(&connection), failing(&connection).1), (None, 20));
     }
@@ -316,17 +318,17 @@ fn client_credentials_do_not_die() {
 fn a_grant_that_awaits_confirmation_dies_back_to_awaiting_consent() {
     let mut connection = connection(Some(consented()));
     connection.lifecycle = Lifecycle::AwaitingConfirmation { since: NOW };
-    record_failure(&mut connection, &denied(), at(1));
+    record_failure(&mut connection, &denied(), false, at(1));
     assert_eq!(connection.lifecycle, Lifecycle::AwaitingConfirmation { since: NOW });
-    record_failure(&mut connection, &refused(), at(2));
+    record_failure(&mut connection, &refused(), false, at(2));
     assert_eq!(connection.lifecycle, Lifecycle::AwaitingConsent { since: at(2) });
 }
 
 #[test]
 fn death_is_told_with_its_first_cause_and_time() {
     let mut connection = connection(Some(consented()));
-    record_failure(&mut connection, &refused(), at(1));
-    record_failure(&mut connection, &RefreshFailure::NoRefreshToken, at(9));
+    record_failure(&mut connection, &refused(), false, at(1));
+    record_failure(&mut connection, &RefreshFailure::NoRefreshToken, false, at(9));
     let expected = Lifecycle::ReauthorizationRequired { since: at(1), cause: DeathCause::GrantRefused };
     assert_eq!(connection.lifecycle, expected);
 }
@@ -336,14 +338,14 @@ fn death_is_told_with_its_first_cause_and_time() {
 fn an_issue_heals() {
     let mut connection = connection(Some(consented()));
     for _ in 0..4 {
-        record_failure(&mut connection, &denied(), at(1));
+        record_failure(&mut connection, &denied(), false, at(1));
     }
-    record_issue(&mut connection, consented(), at(2));
+    record_issue(&mut connection, consented(), Epoch(1), at(2));
     assert_eq!(connection.health, Health::Ok);
-    record_failure(&mut connection, &denied(), at(3));
+    record_failure(&mut connection, &denied(), false, at(3));
     assert_eq!((cause(&connection), failing(&connection)), (None, (at(3), 1, 1)));
-    record_failure(&mut connection, &refused(), at(4));
-    record_issue(&mut connection, consented(), at(5));
+    record_failure(&mut connection, &refused(), false, at(4));
+    record_issue(&mut connection, consented(), Epoch(2), at(5));
     assert_eq!(connection.lifecycle, Lifecycle::Active { since: at(5) });
 }
 
@@ -361,8 +363,8 @@ fn each_failure_has_its_pause() {
         (down(None), 1, 0, 0.0, 500),
         (down(None), 2, 0, 1.0, 2_000),
         (down(None), 5, 0, 1.0, 16_000),
-        (down(None), 6, 0, 1.0, 30_000),
-        (down(None), u32::MAX, 0, 1.0, 30_000),
+        (down(None), 6, 0, 1.0, 20_000),
+        (down(None), u32::MAX, 0, 1.0, 20_000),
         (down(Some(7)), 1, 0, 1.0, 7_000),
         (down(Some(0)), 1, 0, 1.0, 1_000),
         (down(Some(u64::MAX)), 1, 0, 1.0, 600_000),
@@ -374,7 +376,7 @@ fn each_failure_has_its_pause() {
         (client(), 1, 0, 1.0, 60_000),
         (refused(), 1, 0, 0.5, 60_000),
     ] {
-        let pause = pause_after_failure(&failure, failures, strikes, jitter);
+        let pause = pause_after_failure(&failure, false, failures, strikes, jitter);
         assert_eq!(pause.as_millis(), expected_ms, "{failure} {failures} {strikes} {jitter}");
     }
 }
@@ -392,10 +394,10 @@ proptest! {
         let asking = [throttled(asked), down(asked)];
         for failure in asking.iter().chain([&all[at]]) {
             let jitter = if jitter.is_nan() { 0.0 } else { jitter };
-            let pause = pause_after_failure(failure, failures, strikes, jitter);
+            let pause = pause_after_failure(failure, false, failures, strikes, jitter);
             prop_assert!(pause >= Duration::from_millis(500), "{failure}: {pause:?}");
             prop_assert!(pause <= Duration::from_mins(10), "{failure}: {pause:?}");
-            if failure.verdict() == Verdict::Transient && asked.is_none() {
+            if failure.verdict(false) == Verdict::Transient && asked.is_none() {
                 prop_assert!(pause <= Duration::from_secs(30), "{failure}: {pause:?}");
             }
         }
@@ -410,7 +412,7 @@ proptest! {
         for step in run {
             let failure = others.get(step);
             strikes += u32::from(failure.is_none());
-            record_failure(&mut connection, failure.unwrap_or(&denied()), at(1));
+            record_failure(&mut connection, failure.unwrap_or(&denied()), false, at(1));
             prop_assert_eq!(failing(&connection).2, strikes);
             prop_assert_eq!(cause(&connection).is_some(), strikes >= 5);
         }
@@ -418,53 +420,3 @@ proptest! {
 }
 
 // --- compare-and-swap -----------------------------------------------------------------------------------------------
-
-#[test]
-fn a_base_is_current_until_the_grant_is_another() {
-    let grant = consented();
-    let base = Base::of(&connection(Some(grant.clone())));
-    let check = |name: &str, grant: Option<Grant>, expected: bool| {
-        assert_eq!(base.is_current_in(&connection(grant)), expected, "{name}");
-    };
-    check("as it was", Some(grant.clone()), true);
-    check("confirmed", Some(refreshed(&grant, obtained("at-1", 100, None, at(9)))), true);
-    check("gone", None, false);
-    check("another access token", Some(refreshed(&grant, obtained("at-2", 100, None, at(9)))), false);
-    check("another refresh token", Some(Grant { refresh_token: Some(refresh("x")), ..grant.clone() }), false);
-    check("no refresh token", Some(Grant { refresh_token: None, ..grant.clone() }), false);
-    check("given anew", Some(Grant { granted_at: at(1), ..grant.clone() }), false);
-    let nothing = Base::of(&connection(None));
-    assert!(nothing.is_current_in(&connection(None)));
-    assert!(!nothing.is_current_in(&connection(Some(grant.clone()))));
-    assert!(Base::of_grant(&grant).is_current_in(&connection(Some(grant))));
-}
-
-#[test]
-fn a_record_holds_a_grant_only_whole() {
-    let grant = consented();
-    assert!(holds(&connection(Some(grant.clone())), &grant));
-    for (name, other) in [
-        ("generation", Grant { generation: Generation(2), ..grant.clone() }),
-        ("access token", Grant { access_token: access("x"), ..grant.clone() }),
-        ("expiry", Grant { access_expires_at: at(1), ..grant.clone() }),
-        ("refresh token", Grant { refresh_token: Some(refresh("x")), ..grant.clone() }),
-        ("no refresh token", Grant { refresh_token: None, ..grant.clone() }),
-    ] {
-        assert!(!holds(&connection(Some(other)), &grant), "{name}");
-    }
-    assert!(!holds(&connection(None), &grant));
-}
-
-#[test]
-fn only_a_refresh_token_or_client_credentials_can_refresh() {
-    let without = Grant { refresh_token: None, ..consented() };
-    for (grant, grant_type, expected) in [
-        (Some(consented()), GrantType::AuthorizationCode, true),
-        (Some(without.clone()), GrantType::AuthorizationCode, false),
-        (None, GrantType::AuthorizationCode, false),
-        (Some(without), GrantType::ClientCredentials, true),
-        (None, GrantType::ClientCredentials, true),
-    ] {
-        assert_eq!(can_refresh(&connection(grant), grant_type), expected);
-    }
-}

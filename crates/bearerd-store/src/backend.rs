@@ -23,10 +23,17 @@ pub enum Kind {
     ConnectLink,
     ConsentFlow,
     ConsentOutcome,
+    /// A token that is wiped here and still to be revoked at its instance.
+    Revocation,
+    /// Keeps the tokens of one client that come and those that are revoked apart.
+    RevocationGate,
+    /// When a connection's refresh token is to be looked at, because its end comes near. Beside the connection and not
+    /// part of it, as the connection has a due time of its own.
+    ExpiryNotice,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::Integration,
         Self::Connection,
@@ -37,6 +44,9 @@ impl Kind {
         Self::ConnectLink,
         Self::ConsentFlow,
         Self::ConsentOutcome,
+        Self::Revocation,
+        Self::RevocationGate,
+        Self::ExpiryNotice,
     ];
 
     pub fn name(self) -> &'static str {
@@ -51,6 +61,9 @@ impl Kind {
             Self::ConnectLink => "connect_link",
             Self::ConsentFlow => "consent_flow",
             Self::ConsentOutcome => "consent_outcome",
+            Self::Revocation => "revocation",
+            Self::RevocationGate => "revocation_gate",
+            Self::ExpiryNotice => "expiry_notice",
         }
     }
 
@@ -232,7 +245,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// hint that makes the spread of a change faster and is never relied upon; this default never comes back.
     async fn changed(&self, after: ChangeCounter) {
         let _ = after;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Forgets records whose `expires_at` is at or before `now`; says how many. Redis does so by itself.

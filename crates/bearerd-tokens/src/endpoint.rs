@@ -1,26 +1,30 @@
-//! The two calls the engine makes at an instance: the token endpoint, and the consenting user's own record.
+//! The calls the engine makes at an instance: the token endpoint, the revocation endpoint, and the consenting user's
+//! own record.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bearerd_model::{AccessToken, Clock, InstanceOrigin, InstanceUser, Integration};
 use bearerd_net::{Connector, EgressError, FetchError, FetchLimits, Fetched, fetch};
-use bearerd_oauth::{Client, TokenEndpointError, TokenRequest, parse_token_response};
+use bearerd_oauth::{
+    Client, EncodedTokenRequest, RevocableToken, RevocationError, TokenRequest, parse_revocation_response,
+    parse_token_response,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 
-use crate::Obtained;
+use bearerd_refresh::{Obtained, TokenCallError};
 
-/// Why a token call brought no token response.
+/// Why a revocation call did not revoke.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum TokenCallError {
+pub enum RevocationCallError {
     #[error(transparent)]
-    Endpoint(#[from] TokenEndpointError),
+    Endpoint(#[from] RevocationError),
     /// The server saw nothing.
     #[error("the instance cannot be reached: {reason}")]
     NotSent { reason: String },
-    /// The server may have done what was asked, and its answer is lost.
-    #[error("the token endpoint gave no usable reply: {reason}")]
+    /// The server may have done what was asked.
+    #[error("the revocation endpoint gave no usable reply: {reason}")]
     NoReply { reason: String },
     #[error("{0}")]
     Misconfigured(String),
@@ -45,6 +49,8 @@ pub enum UserCallError {
 
 /// Largest token response (O-35).
 const TOKEN_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Largest answer to a revocation: an error object, or a page that is not looked at.
+const REVOCATION_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to the user call: four fields of one record.
 const USER_BODY_BYTES_MAX: usize = 64 * 1024;
 
@@ -72,26 +78,8 @@ pub(crate) async fn call_token_endpoint(
     let connector = connector_for(base, integration).map_err(|error| misconfigured(chain(&error)))?;
     let (origin, path) = split_endpoint(&integration.endpoints.token)
         .ok_or_else(|| misconfigured("the token endpoint is not an absolute https URL".to_owned()))?;
-    let client = Client {
-        id: &integration.client_id,
-        secret: integration.client_secret.as_ref(),
-        auth: integration.token_endpoint_auth,
-    };
-    let encoded = request.encode(client);
-    let mut builder = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-        .header(header::ACCEPT, "application/json");
-    if let Some(authorization) = &encoded.authorization {
-        let mut value = HeaderValue::from_str(authorization)
-            .map_err(|_| misconfigured("client id or secret does not fit a header".to_owned()))?;
-        value.set_sensitive(true);
-        builder = builder.header(header::AUTHORIZATION, value);
-    }
-    let request = builder
-        .body(Full::new(Bytes::copy_from_slice(encoded.body.as_bytes())))
-        .map_err(|_| misconfigured("the token endpoint's path is not a request target".to_owned()))?;
+    let encoded = request.encode(client_of(integration));
+    let request = form_request(&path, &encoded).map_err(misconfigured)?;
     let sent_at = clock.now();
     let limits =
         FetchLimits { total: timeout, body_bytes_max: TOKEN_BODY_BYTES_MAX, ..FetchLimits::default() };
@@ -103,6 +91,67 @@ pub(crate) async fn call_token_endpoint(
         &fetched.body,
     )?;
     Ok(Obtained { response, sent_at })
+}
+
+/// Posts a revocation (RFC 7009) and judges the answer.
+pub(crate) async fn revoke_token(
+    base: &Connector,
+    integration: &Integration,
+    token: RevocableToken<'_>,
+    timeout: Duration,
+) -> Result<(), RevocationCallError> {
+    let misconfigured = |text: String| RevocationCallError::Misconfigured(text);
+    let connector = connector_for(base, integration).map_err(|error| misconfigured(chain(&error)))?;
+    let (origin, path) = split_endpoint(&integration.endpoints.revocation)
+        .ok_or_else(|| misconfigured("the revocation endpoint is not an absolute https URL".to_owned()))?;
+    let encoded = token.encode(client_of(integration));
+    let request = form_request(&path, &encoded).map_err(misconfigured)?;
+    let limits =
+        FetchLimits { total: timeout, body_bytes_max: REVOCATION_BODY_BYTES_MAX, ..FetchLimits::default() };
+    let fetched = fetch(&connector, &origin, request, limits).await.map_err(|error| {
+        let reason = chain(&error);
+        if error.was_sent() {
+            RevocationCallError::NoReply { reason }
+        } else {
+            RevocationCallError::NotSent { reason }
+        }
+    })?;
+    let judged = parse_revocation_response(
+        fetched.status.as_u16(),
+        text_header(&fetched.headers, &header::CONTENT_TYPE),
+        retry_after(&fetched.headers),
+        &fetched.body,
+    );
+    Ok(judged?)
+}
+
+fn client_of(integration: &Integration) -> Client<'_> {
+    Client {
+        id: &integration.client_id,
+        secret: integration.client_secret.as_ref(),
+        auth: integration.token_endpoint_auth,
+    }
+}
+
+/// A POST of a form to `path`.
+///
+/// # Errors
+/// What about the integration does not fit a request.
+fn form_request(path: &str, encoded: &EncodedTokenRequest) -> Result<Request<Full<Bytes>>, String> {
+    let mut builder = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .header(header::ACCEPT, "application/json");
+    if let Some(authorization) = &encoded.authorization {
+        let mut value = HeaderValue::from_str(authorization)
+            .map_err(|_| "client id or secret does not fit a header".to_owned())?;
+        value.set_sensitive(true);
+        builder = builder.header(header::AUTHORIZATION, value);
+    }
+    builder
+        .body(Full::new(Bytes::copy_from_slice(encoded.body.as_bytes())))
+        .map_err(|_| "the endpoint's path is not a request target".to_owned())
 }
 
 /// An error with its causes, outermost first: whether it was DNS, TLS or the proxy is in the causes.

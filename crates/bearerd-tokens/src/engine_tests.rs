@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst};
 
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
-    ClientSecret, DeathCause, Endpoints, Exchanges, Freeze, Generation, IntegrationId, ProfileName, Provider,
-    TokenEndpointAuth,
+    ClientSecret, DeathCause, Endpoints, Epoch, Exchanges, Freeze, Generation, Grant, GrantType,
+    IntegrationId, Intent, Lifecycle, Owner, ProfileName, Provider, TokenEndpointAuth,
 };
 use bearerd_net::EgressSettings;
 use bearerd_store::Backend;
@@ -13,7 +13,7 @@ use http::HeaderValue;
 
 use super::*;
 use crate::{
-    Standing,
+    Standing, Upstream,
     testing::{After, Answer, AuthServer, FrailBackend, Habit, RunningClock, eventually},
 };
 
@@ -122,8 +122,15 @@ impl World {
         }
         store.create(&connection_under("c", "i", grant, clock.now())).await.unwrap().unwrap();
         let connector = Connector::new(&EgressSettings::default()).unwrap();
-        let engine =
-            TokenEngine::start(store.clone(), connector, clock.clone(), settings, &Registry::new()).unwrap();
+        let engine = TokenEngine::start(
+            store.clone(),
+            connector,
+            clock.clone(),
+            settings,
+            ProcessPlace::alone(),
+            &Registry::new(),
+        )
+        .unwrap();
         Self { clock, backend, store, server, engine: Arc::new(engine) }
     }
 
@@ -166,7 +173,7 @@ impl World {
     }
 
     fn refreshing(&self) -> bool {
-        self.slot().read(|state| state.refreshing)
+        self.slot().read(|state| state.refresher.is_exchanging())
     }
 
     async fn refreshed(&self) {
@@ -529,18 +536,22 @@ async fn refused_client_credentials_do_not_kill_the_connection() {
     world.acquire().await.unwrap();
 }
 
-/// A refresh that panics leaves the slot usable, and whoever waits does not start the next one at once.
+/// A store command that panics is one without an answer.
 #[tokio::test]
 async fn a_panic_does_not_leave_the_slot_stuck() {
     let settings = TokenSettings { wait_max_s: 1, ..TokenSettings::default() };
     let world = World::with(NEW, Some((LIFE, Duration::ZERO)), settings).await;
     world.load().await;
     world.backend.panics.store(1, SeqCst);
-    assert!(is_unavailable(&world.acquire().await.unwrap_err()));
-    assert_eq!((world.backend.panics.load(SeqCst), world.server.count()), (0, 0));
-    assert!(!world.refreshing());
-    world.clock.leap(PANIC_PAUSE);
-    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    assert_eq!(
+        world.acquire().await.unwrap().generation,
+        Generation(2),
+        "as where the store does not answer"
+    );
+    assert_eq!(world.backend.panics.load(SeqCst), 0);
+    world.refreshed().await;
+    world.engine.refresh_now(&c()).await.unwrap();
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(3));
 }
 
 #[tokio::test]
@@ -634,21 +645,31 @@ async fn a_refusal_of_what_is_not_held_makes_no_call() {
     assert_eq!(world.server.count(), 0);
 }
 
-/// A grant after a purge may count its tokens anew: the refusal of an old token says nothing about the new one of the
-/// same generation.
+/// The refusal of an old token says nothing about that of a grant after a purge.
 #[tokio::test]
-async fn a_refusal_names_one_token_even_if_the_generation_began_anew() {
+async fn a_refusal_of_a_purged_token_says_nothing_about_the_next() {
     let world = World::fresh(NEW).await;
     let old = world.acquire().await.unwrap();
     let now = world.clock.now() + Duration::from_millis(1);
     let new =
         Grant { access_token: AccessToken::parse("anew".to_owned()).unwrap(), ..grant(now, LIFE, LIFE) };
     for grant in [None, Some(new)] {
-        world.write(|connection| connection.grant = grant.clone()).await;
+        world
+            .write(|connection| {
+                if let Some(grant) = grant.clone() {
+                    connection.lifecycle = Lifecycle::Active { since: now };
+                    connection.put_grant(grant, now);
+                } else {
+                    connection.lifecycle = Lifecycle::AwaitingConsent { since: now };
+                    connection.purge_grant(now);
+                }
+            })
+            .await;
         world.apply(Kind::Connection, "c").await;
     }
     let AfterRefusal::Replay(lent) = world.engine.refused(&c(), &old).await else { panic!() };
-    assert_eq!((lent.generation, bearer(&lent)), (old.generation, "anew"));
+    assert_eq!(bearer(&lent), "anew");
+    assert!(lent.generation > old.generation, "generations only grow, over a purge too (I-3)");
     assert_eq!(world.server.count(), 0);
     // The new one has its own forced refresh.
     assert!(matches!(world.engine.refused(&c(), &lent).await, AfterRefusal::Replay(_)));
@@ -669,49 +690,77 @@ async fn a_grant_that_the_store_does_not_take_is_offered_until_it_does() {
         assert_eq!(bearer(&lent), "at-2");
         world.refreshed().await;
         world.backend.down.store(false, SeqCst);
-        // A change that arrives meanwhile does not put the old grant back, nor the pause after the refresh away.
-        world.slot().change_quietly(|state| state.not_before = world.clock.now() + LIFE);
+        // A change that arrives meanwhile does not put the old grant back.
         world.apply(Kind::Connection, "c").await;
         assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
-        assert!(world.slot().read(|state| state.not_before > world.clock.now()) || down);
         world.backend.read_only.store(false, SeqCst);
         eventually("the store takes it", async || {
             world.stored_tokens().await == (2, "at-2".into(), "rt-2".into())
         })
         .await;
-        eventually("nothing is left", async || world.slot().read(|state| state.uncommitted.is_empty())).await;
+        eventually("nothing is left", async || world.slot().read(|state| !state.refresher.is_unsettled()))
+            .await;
         assert_eq!(world.server.count(), 1);
     }
 }
 
-/// I-1: the first write landed without a confirmation, the second never left: the third grant still has its way.
+/// I-1: the write landed without a confirmation, and then the store was away. What rotates is not spent without it.
 #[tokio::test]
 async fn a_write_that_landed_unconfirmed_is_no_obstacle_to_the_next() {
     let world = World::expired(Habit::Rotating(LIFE)).await;
     world.load().await;
-    world.backend.unconfirmed.store(1, SeqCst);
+    world.backend.unconfirmed_after(1, 1);
     let backend = world.backend.clone();
-    world.backend.on(After::Replace(Kind::Connection), 0, async move || {
+    world.backend.on(After::Replace(Kind::Connection), 1, async move || {
         backend.down.store(true, SeqCst);
     });
     assert_eq!(bearer(&world.acquire().await.unwrap()), "at-2");
     world.refreshed().await;
     world.engine.refresh_now(&c()).await.unwrap();
-    assert_eq!(bearer(&world.acquire().await.unwrap()), "at-3");
+    assert_eq!((bearer(&world.acquire().await.unwrap()), world.server.count()), ("at-2", 1));
     world.backend.down.store(false, SeqCst);
-    eventually("the newest is stored", async || {
-        world.stored_tokens().await == (3, "at-3".into(), "rt-3".into())
+    eventually("the store holds it for certain", async || {
+        !world.slot().read(|state| state.refresher.is_unsettled())
     })
     .await;
+    world.engine.refresh_now(&c()).await.unwrap();
+    assert_eq!(world.stored_tokens().await, (3, "at-3".into(), "rt-3".into()));
     assert_eq!(world.server.count(), 2);
+}
+
+/// Where the refresh token stays, a refresh goes on without the store, and is written down later.
+#[tokio::test]
+async fn what_does_not_rotate_is_refreshed_without_the_store() {
+    let world = World::expired(NEW).await;
+    world.load().await;
+    world.backend.down.store(true, SeqCst);
+    for number in 2..5 {
+        world.engine.refresh_now(&c()).await.unwrap();
+        let lent = world.acquire().await.unwrap();
+        assert_eq!((lent.generation, bearer(&lent)), (Generation(number), format!("at-{number}").as_str()));
+    }
+    world.backend.down.store(false, SeqCst);
+    eventually("the newest is stored", async || world.stored_tokens().await.1 == "at-4").await;
+    assert_eq!(world.server.count(), 3);
+}
+
+/// A claim without a confirmation, that landed or did not: the call goes out once, under a claim that stands.
+#[tokio::test]
+async fn an_unconfirmed_claim_is_looked_for() {
+    let world = World::expired(Habit::Rotating(LIFE)).await;
+    world.backend.unconfirmed_after(0, 1);
+    assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
+    world.refreshed().await;
+    assert_eq!(world.stored_tokens().await, (2, "at-2".into(), "rt-2".into()));
+    assert_eq!((world.server.count(), world.stored().await.exchanges.intent), (1, None));
 }
 
 #[tokio::test]
 async fn an_unconfirmed_write_that_landed_is_ours() {
     let world = World::expired(Habit::Rotating(LIFE)).await;
-    world.backend.unconfirmed.store(1, SeqCst);
+    world.backend.unconfirmed_after(1, 1);
     assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
-    eventually("it is recognised", async || world.slot().read(|state| state.uncommitted.is_empty())).await;
+    eventually("it is recognised", async || world.slot().read(|state| !state.refresher.is_unsettled())).await;
     assert_eq!(world.stored_tokens().await, (2, "at-2".into(), "rt-2".into()));
     let lost = world.engine.inner.metrics.commits.with_label_values(&["lost"]).get();
     assert_eq!((lost, world.server.count()), (0, 1));
@@ -728,12 +777,13 @@ async fn a_grant_that_another_writer_put_there_stands() {
     world
         .write(|connection| {
             let grant = grant(now, LIFE, LIFE);
-            connection.grant = Some(Grant {
+            let grant = Grant {
                 generation: Generation(5),
                 access_token: AccessToken::parse("theirs".to_owned()).unwrap(),
                 refresh_token: Some(RefreshToken::parse("theirs-too".to_owned()).unwrap()),
                 ..grant
-            });
+            };
+            connection.put_grant(grant, now);
         })
         .await;
     world.server.answers(true);
@@ -752,12 +802,13 @@ async fn the_refusal_of_an_old_refresh_token_kills_nothing() {
         let waiting = world.acquire_and_leave_waiting().await;
         world
             .write(|connection| {
-                connection.grant.as_mut().unwrap().refresh_token =
-                    Some(RefreshToken::parse("rt-newer".to_owned()).unwrap());
+                let refresh_token = Some(RefreshToken::parse("rt-newer".to_owned()).unwrap());
+                let grant = Grant { refresh_token, ..connection.grant.clone().unwrap() };
+                connection.put_grant(grant, world.clock.now());
             })
             .await;
         world.server.answers(true);
-        assert_eq!(waiting.await.unwrap().unwrap().generation, Generation(2));
+        assert_eq!(waiting.await.unwrap().unwrap().generation, Generation(3));
         assert_eq!(
             (world.stored().await.lifecycle.name(), world.stored().await.health),
             ("active", Health::Ok)
@@ -774,7 +825,7 @@ async fn nothing_dies_while_the_store_is_away() {
     world.backend.down.store(true, SeqCst);
     world.server.next(Answer::invalid_grant());
     assert!(is_unavailable(&world.acquire().await.unwrap_err()));
-    assert!(matches!(world.slot().read(|state| state.connection.health.clone()), Health::Failing { .. }));
+    assert!(matches!(world.slot().read(|state| state.connection().health.clone()), Health::Failing { .. }));
     world.backend.down.store(false, SeqCst);
     world.clock.leap(Duration::from_mins(1));
     assert_eq!(world.acquire().await.unwrap().generation, Generation(2));
@@ -818,7 +869,7 @@ async fn a_refresh_of_a_deleted_connection_makes_no_call() {
     let revision = world.store.load::<Connection>("c").await.unwrap().unwrap().revision;
     assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
     assert_eq!(world.acquire().await.unwrap_err(), LendError::Unknown);
-    eventually("the refresh has ended", async || !slot.read(|state| state.refreshing)).await;
+    eventually("the refresh has ended", async || !slot.read(|state| state.refresher.is_exchanging())).await;
     assert_eq!(world.server.count(), 0);
 }
 
@@ -835,7 +886,7 @@ async fn a_connection_deleted_during_its_refresh_stays_closed() {
     assert!(world.store.delete::<Connection>("c", revision).await.unwrap());
     world.apply(Kind::Connection, "c").await;
     world.server.answers(true);
-    eventually("the refresh has ended", async || !slot.read(|state| state.refreshing)).await;
+    eventually("the refresh has ended", async || !slot.read(|state| state.refresher.is_exchanging())).await;
     assert!(matches!(slot.view().standing, Standing::Closed(LendError::Unknown)));
     assert!(matches!(refused.await.unwrap(), AfterRefusal::PassThrough));
     assert!(world.engine.peek(&c()).is_none());
@@ -939,7 +990,7 @@ async fn tokens_do_not_follow_their_integration_to_another_instance() {
     world.acquire().await.unwrap();
     let held = world.slot();
     let elsewhere = AuthServer::start(world.clock.clone(), NEW).await;
-    world.write(|connection| connection.grant = None).await;
+    world.write(|connection| connection.purge_grant(world.clock.now())).await;
     let moved = world.store.update::<Integration, ()>("i", |integration| {
         integration.instance = elsewhere.origin.clone();
         integration.endpoints = Endpoints::servicenow(&elsewhere.origin);
@@ -1012,7 +1063,7 @@ async fn a_grant_of_the_new_instance_is_not_lent_for_the_old_one() {
         access_token: AccessToken::parse("of-the-new-instance".to_owned()).unwrap(),
         ..grant(now, LIFE, LIFE)
     };
-    world.write(|connection| connection.grant = Some(theirs.clone())).await;
+    world.write(|connection| connection.put_grant(theirs.clone(), now)).await;
     world.apply(Kind::Connection, "c").await; // before the integration's own change
     let view = world.engine.peek(&c());
     let lends = view.is_some_and(|view| matches!(view.standing, Standing::Ready(_)));
@@ -1079,3 +1130,6 @@ async fn the_only_connection_is_the_only_one() {
     world.engine.apply_all().await.unwrap(); // nothing is held: told all the same
     assert_eq!(world.engine.sole_connection().await, Some(c()));
 }
+
+#[path = "company_tests.rs"]
+mod company;

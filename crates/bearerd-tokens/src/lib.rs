@@ -1,27 +1,35 @@
 //! "A usable access token for this connection": the cache that the proxy door reads, and the engine that keeps it
 //! fresh. The only code that calls a token endpoint.
 //!
+//! What an outcome makes of a connection, and what a process may do in company, is decided in `bearerd-refresh`,
+//! without I/O; here is what waits.
+//!
 //! - [`lend`](AccessTokens): what the proxy door may ask, answered from memory where it can be
-//! - `transition`: what each outcome of a token call makes of a connection; pure
-//! - `due`: which refresh comes next; pure
+//! - `lending`, `loading`, `ahead`: the engine's sides: callers, the store, and time
+//! - `shell`: does what a connection's state machine asks for
+//! - `gates`: how many token calls go out, and whether any does
 //! - `endpoint`: the token call and the user call, and what can go wrong with them
-//! - `engine`: the shell that loads, waits, calls, commits and publishes
 
-mod due;
+mod ahead;
 mod endpoint;
 mod engine;
+mod gates;
 mod lend;
+mod lending;
+mod loading;
 mod metrics;
+mod place;
 mod settings;
+mod shell;
 mod slot;
 #[cfg(test)]
 mod testing;
-mod transition;
 
-pub use endpoint::{TokenCallError, UserCallError};
+pub use bearerd_refresh::{Obtained, TokenCall, TokenCallError, grant_from};
+pub use endpoint::{RevocationCallError, UserCallError};
 pub use engine::TokenEngine;
 pub use lend::{
     AccessTokens, AfterRefusal, ConnectionView, LastUse, LendError, LentToken, Standing, Upstream, Waiting,
 };
+pub use place::ProcessPlace;
 pub use settings::TokenSettings;
-pub use transition::{Obtained, TokenCall, grant_from};

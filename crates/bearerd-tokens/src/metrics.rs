@@ -4,12 +4,17 @@ use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Regist
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// `outcome`: `new_token`, `same_token`, `grant_refused`, denied, `client_refused`, throttled, transient, uncertain.
+    /// `outcome`: `new_token`, `same_token`, `grant_refused`, denied, `client_refused`, throttled, transient, uncertain;
+    /// beside the call's own, `from_memory`, `store_down`, `retried_in_doubt`.
     pub(crate) refreshes: IntCounterVec,
     pub(crate) refresh_seconds: Histogram,
-    /// `outcome`: committed, lost, retried.
+    /// `outcome`: committed, lost, `not_taken`, `taken_later`.
     pub(crate) commits: IntCounterVec,
     pub(crate) connections_in_memory: IntGauge,
+    /// Clients at instances to which no token call goes out at the moment.
+    pub(crate) gates_shut: IntGauge,
+    /// Grants on this machine's disk that the store has not taken.
+    pub(crate) spilled: IntGauge,
 }
 
 impl Metrics {
@@ -33,11 +38,21 @@ impl Metrics {
                 "bearerd_connections_in_memory",
                 "Connections held in memory by this process",
             )?,
+            gates_shut: IntGauge::new(
+                "bearerd_token_gates_shut",
+                "Clients at instances to which no token call goes out: their calls failed, or were throttled",
+            )?,
+            spilled: IntGauge::new(
+                "bearerd_spilled_grants",
+                "Grants in this machine's spill log that the store has not taken",
+            )?,
         };
         registry.register(Box::new(metrics.refreshes.clone()))?;
         registry.register(Box::new(metrics.refresh_seconds.clone()))?;
         registry.register(Box::new(metrics.commits.clone()))?;
         registry.register(Box::new(metrics.connections_in_memory.clone()))?;
+        registry.register(Box::new(metrics.gates_shut.clone()))?;
+        registry.register(Box::new(metrics.spilled.clone()))?;
         Ok(metrics)
     }
 }

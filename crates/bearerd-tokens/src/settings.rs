@@ -1,6 +1,6 @@
 //! Settings of the token engine, `[tokens]`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Each member documents its unit and range in `config/bearerd.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -12,11 +12,13 @@ pub struct TokenSettings {
     pub call_timeout_s: u64,
     /// A connection used within this many hours is refreshed ahead of expiry: 0 to 8760.
     pub warm_for_h: u64,
+    /// Folder on a disk of this machine that keeps what the store has not taken.
+    pub spill_dir: Option<PathBuf>,
 }
 
 impl Default for TokenSettings {
     fn default() -> Self {
-        Self { wait_max_s: 15, call_timeout_s: 20, warm_for_h: 24 }
+        Self { wait_max_s: 15, call_timeout_s: 20, warm_for_h: 24, spill_dir: None }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection in memory: the view that the proxy door reads without waiting, and the state behind it.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -9,47 +9,49 @@ use arc_swap::ArcSwap;
 use bearerd_model::{
     Connection, ConnectionId, Generation, Grant, GrantType, Integration, Lifecycle, Profile, UnixTime,
 };
+use bearerd_refresh::{Protocol, Refresher, Terms};
+use bearerd_store::StoreError;
 use tokio::sync::watch;
 
-use crate::{
-    ConnectionView, LastUse, LendError, LentToken, Standing, Upstream,
-    transition::{Base, can_refresh, record_issue},
-};
+use crate::{ConnectionView, LastUse, LendError, LentToken, Standing, Upstream, gates::Place};
 
 pub(crate) struct Slot {
     pub(crate) id: ConnectionId,
     pub(crate) last_use: Arc<LastUse>,
+    pub(crate) loaded_at: UnixTime,
     view: ArcSwap<ConnectionView>,
-    /// Told whenever the view changed or a refresh ended.
+    /// Told whenever the view changed or an exchange ended.
     changed: watch::Sender<()>,
-    /// Held from a store command about this connection until its result is in `state`. Revisions have no order, so
-    /// this is what keeps memory from going back to a record that was read before a newer one was written.
-    pub(crate) in_step: tokio::sync::Mutex<()>,
+    /// The looks at the record that have ended.
+    pub(crate) looks: watch::Sender<Looked>,
     state: Mutex<SlotState>,
+}
+
+/// Which looks at the record have ended, and how the last one did.
+#[derive(Debug, Clone)]
+pub(crate) struct Looked {
+    pub(crate) number: u64,
+    pub(crate) outcome: Result<(), StoreError>,
 }
 
 /// Behind the view; locked for moments, never across a wait.
 pub(crate) struct SlotState {
-    pub(crate) connection: Connection,
+    pub(crate) refresher: Refresher,
     pub(crate) integration: Arc<Integration>,
     pub(crate) upstream: Arc<Upstream>,
-    /// One refresh at a time.
-    pub(crate) refreshing: bool,
-    /// No token call before this.
-    pub(crate) not_before: UnixTime,
-    /// Failed refreshes in a row, as this process saw them.
-    pub(crate) failures: u32,
-    /// The generation that has had its forced refresh.
-    pub(crate) forced: Option<Generation>,
-    /// The generation whose access token the instance has refused.
-    pub(crate) refused: Option<Generation>,
-    /// The refresh under way was asked for by an operator inside a pause: its refusal is no strike.
-    pub(crate) early: bool,
-    /// What the store may hold while it has not taken the grant that memory holds: the grant that memory is ahead
-    /// of, and each one offered since whose write was not confirmed. Empty: memory holds what the store holds.
-    pub(crate) uncommitted: Vec<Base>,
+    /// Among the instance's token calls.
+    pub(crate) place: Option<Place>,
+    /// Looks at the record begun so far.
+    pub(crate) looks_begun: u64,
     /// Set, for good, once this slot no longer stands for a connection.
-    closed: Option<LendError>,
+    closed: Option<Closed>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Closed {
+    Because(LendError),
+    /// Nobody used it for long; whoever does now loads it again.
+    Unused,
 }
 
 /// What a caller who needs a token finds.
@@ -57,32 +59,37 @@ pub(crate) enum Lendable {
     Now(LentToken),
     /// A refresh may bring one.
     AfterRefresh,
+    /// In another slot.
+    Elsewhere,
     Never(LendError),
 }
 
 impl Slot {
-    pub(crate) fn new(connection: Connection, integration: Arc<Integration>, upstream: Upstream) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        integration: Arc<Integration>,
+        upstream: Upstream,
+        protocol: Protocol,
+        now: UnixTime,
+    ) -> Self {
         let id = connection.id.clone();
         let last_use = Arc::new(LastUse::starting_at(connection.last_used_at));
+        let terms = terms(&integration, &connection);
         let state = SlotState {
-            connection,
+            refresher: Refresher::new(protocol, terms, connection, now),
             integration,
             upstream: Arc::new(upstream),
-            refreshing: false,
-            not_before: UnixTime::default(),
-            failures: 0,
-            forced: None,
-            refused: None,
-            early: false,
-            uncommitted: Vec::new(),
+            place: None,
+            looks_begun: 0,
             closed: None,
         };
         Self {
             id,
             view: ArcSwap::from_pointee(state.view(&last_use)),
             last_use,
+            loaded_at: now,
             changed: watch::Sender::new(()),
-            in_step: tokio::sync::Mutex::new(()),
+            looks: watch::Sender::new(Looked { number: 0, outcome: Ok(()) }),
             state: Mutex::new(state),
         }
     }
@@ -121,32 +128,11 @@ impl Slot {
         change(&mut self.lock())
     }
 
-    /// Takes the record as the store has it; a grant that is only in memory stays. Under [`Slot::in_step`].
-    pub(crate) fn adopt(&self, mut stored: Connection) {
-        self.change(|state| {
-            let held = Base::of(&state.connection);
-            if state.uncommitted.iter().any(|base| base.is_current_in(&stored)) {
-                if let Some(grant) = state.connection.grant.take() {
-                    let issued_at = grant.refreshed_at;
-                    record_issue(&mut stored, grant, issued_at);
-                }
-                stored.health = mem::take(&mut state.connection.health);
-            } else {
-                state.uncommitted.clear(); // taken by now, or another writer replaced what ours began from
-                if !held.is_current_in(&stored) {
-                    state.failures = 0;
-                    state.not_before = UnixTime::default();
-                    state.forced = None;
-                    state.refused = None;
-                }
-            }
-            state.connection = stored;
-        });
-    }
-
     pub(crate) fn lendable(&self, now: UnixTime) -> Lendable {
-        if let Some(closed) = self.read(|state| state.closed.clone()) {
-            return Lendable::Never(closed);
+        match self.read(|state| state.closed.clone()) {
+            Some(Closed::Because(why)) => return Lendable::Never(why),
+            Some(Closed::Unused) => return Lendable::Elsewhere,
+            None => {}
         }
         let view = self.view.load();
         match &view.standing {
@@ -160,9 +146,13 @@ impl Slot {
         }
     }
 
-    /// Ends the slot: whatever still holds it, a refresh under way among them, lends no token through it any more.
-    pub(crate) fn close(&self, why: LendError) {
-        self.change(|state| state.closed = Some(why));
+    /// Ends the slot: whatever still holds it, an exchange under way among them, lends no token through it any more.
+    pub(crate) fn close(&self, why: Closed) {
+        self.change(|state| {
+            state.closed = Some(why);
+            state.refresher.end();
+        });
+        self.looks.send_replace(Looked { number: u64::MAX, outcome: Ok(()) });
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
@@ -176,24 +166,42 @@ impl fmt::Debug for Slot {
     }
 }
 
+/// What the integration says about the exchanges of a connection under it.
+fn terms(integration: &Integration, connection: &Connection) -> Terms {
+    let grant_type = integration
+        .profiles
+        .get(&connection.profile)
+        .map_or(GrantType::default(), |profile| profile.grant_type);
+    Terms {
+        grant_type,
+        rotates: integration.rotates_refresh_tokens,
+        refresh_token_lifetime: integration.refresh_token_lifetime,
+    }
+}
+
 impl SlotState {
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.is_some()
+    pub(crate) fn connection(&self) -> &Connection {
+        self.refresher.connection()
     }
 
     /// What a proxied call may do with the connection as it stands.
     fn view(&self, last_use: &Arc<LastUse>) -> ConnectionView {
+        let standing = match &self.closed {
+            Some(Closed::Because(why)) => Standing::Closed(why.clone()),
+            Some(Closed::Unused) => Standing::NeedsToken,
+            None => self.standing(),
+        };
         ConnectionView {
-            id: self.connection.id.clone(),
-            labels: self.connection.labels.clone(),
+            id: self.connection().id.clone(),
+            labels: self.connection().labels.clone(),
             upstream: self.upstream.clone(),
-            standing: self.closed.clone().map_or_else(|| self.standing(), Standing::Closed),
+            standing,
             last_use: last_use.clone(),
         }
     }
 
     fn standing(&self) -> Standing {
-        match (&self.connection.lifecycle, &self.connection.grant) {
+        match (&self.connection().lifecycle, &self.connection().grant) {
             (Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. }, _) => {
                 Standing::Closed(LendError::Pending)
             }
@@ -202,7 +210,7 @@ impl SlotState {
             {
                 Standing::Closed(LendError::ReauthorizationRequired { since: *since, cause: *cause })
             }
-            _ if self.connection.frozen.is_some() => Standing::Closed(LendError::Frozen),
+            _ if self.connection().frozen.is_some() => Standing::Closed(LendError::Frozen),
             (_, Some(grant)) => Standing::Ready(LentToken {
                 generation: grant.generation,
                 upstream: self.upstream.clone(),
@@ -216,12 +224,12 @@ impl SlotState {
     /// Whether the access token is lent to its end although its grant is dead (I-7): it is there, and the instance
     /// has not refused it.
     fn outlives_death(&self, held: Option<&Grant>) -> bool {
-        held.is_some_and(|grant| self.refused != Some(grant.generation))
+        held.is_some_and(|grant| self.refresher.refused() != Some(grant.generation))
     }
 
     /// What is said where the grant is dead and its access token has ended too.
     fn death(&self) -> Option<LendError> {
-        match self.connection.lifecycle {
+        match self.connection().lifecycle {
             Lifecycle::ReauthorizationRequired { since, cause } => {
                 Some(LendError::ReauthorizationRequired { since, cause })
             }
@@ -232,6 +240,8 @@ impl SlotState {
     /// Takes the integration as it is now. The upstream stays the same one while it leads the same way.
     pub(crate) fn follow(&mut self, integration: &Arc<Integration>, upstream: &Upstream) {
         self.integration = integration.clone();
+        let terms = terms(integration, self.connection());
+        self.refresher.set_terms(terms);
         if !self.upstream.leads_as(upstream) {
             self.upstream = Arc::new(upstream.clone());
         }
@@ -243,40 +253,14 @@ impl SlotState {
             && self.integration.client_id == integration.client_id
     }
 
-    /// Whether `stored` holds a grant that another writer put there.
-    pub(crate) fn is_behind(&self, stored: &Connection) -> bool {
-        let known = Base::of(&self.connection);
-        stored.grant.is_some()
-            && !self.uncommitted.iter().chain([&known]).any(|base| base.is_current_in(stored))
-    }
-
     /// The generation of `lent`, if that is the token in memory.
     pub(crate) fn generation_of(&self, lent: &LentToken) -> Option<Generation> {
-        let held = self.connection.grant.as_ref().filter(|_| Arc::ptr_eq(&self.upstream, &lent.upstream))?;
+        let grant = self.connection().grant.as_ref();
+        let held = grant.filter(|_| Arc::ptr_eq(&self.upstream, &lent.upstream))?;
         (held.access_token.to_bearer_header() == lent.bearer).then_some(held.generation)
     }
 
     pub(crate) fn profile(&self) -> Profile {
-        self.integration.profiles.get(&self.connection.profile).cloned().unwrap_or_default()
-    }
-
-    pub(crate) fn grant_type(&self) -> GrantType {
-        self.integration
-            .profiles
-            .get(&self.connection.profile)
-            .map_or(GrantType::default(), |profile| profile.grant_type)
-    }
-
-    /// When the next token call is due, for a connection that is in use.
-    pub(crate) fn next_refresh(&self) -> Option<UnixTime> {
-        if !matches!(self.connection.lifecycle, Lifecycle::Active { .. }) {
-            return None;
-        }
-        let at = match &self.connection.grant {
-            Some(grant) if can_refresh(&self.connection, self.grant_type()) => grant.refresh_at(),
-            Some(grant) => grant.access_expires_at,
-            None => UnixTime::default(),
-        };
-        Some(at.max(self.not_before))
+        self.integration.profiles.get(&self.connection().profile).cloned().unwrap_or_default()
     }
 }

@@ -122,6 +122,8 @@ struct ServerState {
     /// While false, calls are taken and not answered.
     answers: watch::Sender<bool>,
     issued: Mutex<Issued>,
+    /// Calls under way, now and at most.
+    in_flight: Mutex<(usize, usize)>,
 }
 
 struct Issued {
@@ -144,6 +146,7 @@ impl AuthServer {
             calls: Mutex::default(),
             answers: watch::Sender::new(true),
             issued: Mutex::new(issued),
+            in_flight: Mutex::default(),
         });
         let serving = shared.clone();
         tokio::spawn(async move {
@@ -170,6 +173,11 @@ impl AuthServer {
         lock(&self.shared.calls).clone()
     }
 
+    /// The most calls that were ever under way at once.
+    pub(crate) fn most_in_flight(&self) -> usize {
+        lock(&self.shared.in_flight).1
+    }
+
     pub(crate) fn count(&self) -> usize {
         lock(&self.shared.calls).len()
     }
@@ -192,9 +200,15 @@ async fn answer(
     let body = request.into_body().collect().await?.to_bytes();
     let form: HashMap<String, String> = form_urlencoded::parse(&body).into_owned().collect();
     lock(&state.calls).push(form.clone());
+    {
+        let mut in_flight = lock(&state.in_flight);
+        in_flight.0 += 1;
+        in_flight.1 = in_flight.1.max(in_flight.0);
+    }
     let _ = state.answers.subscribe().wait_for(|answers| *answers).await;
     let scripted = lock(&state.script).pop_front();
     let answer = scripted.unwrap_or_else(|| state.by_habit(&form));
+    lock(&state.in_flight).0 -= 1;
     let mut response = Response::builder().status(answer.status).header("content-type", "application/json");
     if let Some(seconds) = answer.retry_after {
         response = response.header("retry-after", seconds);
@@ -250,8 +264,8 @@ pub(crate) struct FrailBackend {
     pub(crate) down: AtomicBool,
     /// Writes fail; nothing happens.
     pub(crate) read_only: AtomicBool,
-    /// This many replacements happen, and are not confirmed.
-    pub(crate) unconfirmed: AtomicUsize,
+    /// This many replacements happen, and are not confirmed; so many before them are.
+    unconfirmed: Mutex<(usize, usize)>,
     /// This many loads panic.
     pub(crate) panics: AtomicUsize,
     pub(crate) loads: AtomicUsize,
@@ -276,10 +290,30 @@ impl FrailBackend {
         lock(&self.hooks).push((point, skip, Box::new(move || Box::pin(hook()))));
     }
 
+    /// After `skip` replacements, `count` happen and are not confirmed.
+    pub(crate) fn unconfirmed_after(&self, skip: usize, count: usize) {
+        *lock(&self.unconfirmed) = (skip, count);
+    }
+
+    fn is_confirmed(&self) -> bool {
+        let mut unconfirmed = lock(&self.unconfirmed);
+        match &mut *unconfirmed {
+            (0, 0) => true,
+            (0, count) => {
+                *count -= 1;
+                false
+            }
+            (skip, _) => {
+                *skip -= 1;
+                true
+            }
+        }
+    }
+
     /// Puts bytes that do not open in a record's place.
     pub(crate) async fn corrupt(&self, key: &RecordKey) {
         let (revision, _) = self.inner.load(key).await.unwrap().unwrap();
-        self.inner.replace(key, revision, Sealed::from_bytes(vec![7; 64])).await.unwrap().unwrap();
+        self.inner.replace(key, revision, Sealed::from_bytes(vec![7; 64]), None).await.unwrap().unwrap();
     }
 
     async fn reached(&self, point: After) {
@@ -348,7 +382,7 @@ impl Backend for FrailBackend {
         self.check(true)?;
         let replaced = self.inner.replace(key, disordered(expected), next, due_at).await?;
         self.reached(After::Replace(key.kind)).await;
-        if take_one(&self.unconfirmed) {
+        if !self.is_confirmed() {
             return Err(StoreError::OutcomeUnknown("no reply".to_owned()));
         }
         Ok(replaced.map(disordered))

@@ -10,10 +10,11 @@ use bearerd_crypto::KeyRing;
 use bearerd_model::Clock;
 use bearerd_net::{Connector, DoorCertificate, ListenSettings, Listener};
 use bearerd_proxy::{ProxyDoor, ProxyMetrics};
+use bearerd_spill::Spill;
 use bearerd_store::{Backend, OpenStoreError, Store};
 use bearerd_store_embedded::EmbeddedBackend;
 use bearerd_store_redis::RedisBackend;
-use bearerd_tokens::{AccessTokens, TokenEngine};
+use bearerd_tokens::{AccessTokens, ProcessPlace, TokenEngine};
 use prometheus::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -98,8 +99,15 @@ impl Daemon {
         let store = Store::open(backend, ring).await.map_err(store_error)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let registry = Registry::new();
-        let engine =
-            TokenEngine::start(store.clone(), connector, clock.clone(), settings.tokens.clone(), &registry)?;
+        let place = process_place(settings).await?;
+        let engine = TokenEngine::start(
+            store.clone(),
+            connector,
+            clock.clone(),
+            settings.tokens.clone(),
+            place,
+            &registry,
+        )?;
         let tokens = Arc::new(engine);
         let control = Arc::new(Control::new(
             store,
@@ -195,6 +203,31 @@ impl Daemon {
         let _ = self.admin.await;
         info!("ended");
     }
+}
+
+/// Who this process is among those of the store, with what its machine has kept.
+async fn process_place(settings: &Settings) -> Result<ProcessPlace> {
+    let place = match settings.store {
+        StoreKind::Embedded => ProcessPlace::alone(),
+        StoreKind::Redis => ProcessPlace::shared(),
+    };
+    let Some(folder) = settings.spill_folder() else { return Ok(place) };
+    let (spill, found) = Spill::open(&folder).await.context("tokens.spill_dir")?;
+    if found.cut_bytes > 0 || found.damaged > 0 {
+        warn!(
+            cut_bytes = found.cut_bytes,
+            damaged = found.damaged,
+            "the spill log in {} ended in the middle of an entry, or holds entries that do not read: they were set aside",
+            folder.display()
+        );
+    }
+    if !found.entries.is_empty() {
+        info!(
+            grants = found.entries.len(),
+            "this machine kept grants that the store may not hold; they are offered to it"
+        );
+    }
+    Ok(place.with_spill(spill, found.entries))
 }
 
 async fn open_backend(settings: &Settings, ring: &KeyRing) -> Result<Arc<dyn Backend>> {

@@ -61,11 +61,18 @@ pub(crate) struct EmbeddedSettings {
     path: PathBuf,
 }
 
-/// `[redis]`, with the password still named.
+/// `[redis]`, with the passwords still named.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RedisFileSettings {
     url: String,
+    sentinels: Vec<String>,
+    sentinel_service: String,
+    sentinel_username: Option<String>,
+    sentinel_password: Option<String>,
+    cluster: Vec<String>,
+    replicas_min: u32,
+    replicas_timeout_ms: u64,
     username: Option<String>,
     password: Option<String>,
     ca_file: Option<PathBuf>,
@@ -150,6 +157,13 @@ impl Default for RedisFileSettings {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),
+            sentinels: vec![],
+            sentinel_service: "mymaster".to_owned(),
+            sentinel_username: None,
+            sentinel_password: None,
+            cluster: vec![],
+            replicas_min: 0,
+            replicas_timeout_ms: 1000,
             username: None,
             password: None,
             ca_file: None,
@@ -170,8 +184,14 @@ impl Default for ProcessSettings {
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
 /// Settings that are lists: in the environment, parted by commas.
-const LISTS: [&str; 4] =
-    ["proxy.hosts", "instances.hosts", "egress.no_proxy", "egress.allow_private_instances"];
+const LISTS: [&str; 6] = [
+    "proxy.hosts",
+    "instances.hosts",
+    "egress.no_proxy",
+    "egress.allow_private_instances",
+    "redis.sentinels",
+    "redis.cluster",
+];
 
 impl Settings {
     /// Reads the file (`path`, else the first default that exists, else none) and the environment.
@@ -230,6 +250,8 @@ impl Settings {
             ("admin.connections_max", self.admin.connections_max as u64, 1..=10_000),
             ("redis.connect_timeout_s", self.redis.connect_timeout_s, 1..=60),
             ("redis.response_timeout_s", self.redis.response_timeout_s, 1..=60),
+            ("redis.replicas_min", u64::from(self.redis.replicas_min), 0..=10),
+            ("redis.replicas_timeout_ms", self.redis.replicas_timeout_ms, 10..=60_000),
         ] {
             if !range.contains(&value) {
                 bail!("{name} is {value}; it may be {} to {}", range.start(), range.end());
@@ -274,24 +296,34 @@ impl Settings {
             .with_context(|| format!("master_key: {} is not a key file: {remedy}", self.master_key))
     }
 
+    /// Where this machine keeps what the store has not taken.
+    pub(crate) fn spill_folder(&self) -> Option<PathBuf> {
+        self.tokens.spill_dir.as_ref().map(|folder| self.base.join(folder))
+    }
+
     pub(crate) fn embedded_path(&self) -> PathBuf {
         self.base.join(&self.embedded.path)
     }
 
     /// # Errors
-    /// The password cannot be read.
+    /// A password cannot be read.
     pub(crate) fn redis_settings(&self) -> Result<RedisSettings> {
-        let password = match &self.redis.password {
-            None => None,
-            Some(name) => {
-                let text = secrets::read("redis.password", name, &self.base)?;
-                let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                Some(SecretText::parse(text).context("redis.password")?)
-            }
+        let secret = |name: &str, place: &Option<String>| -> Result<Option<SecretText>> {
+            let Some(place) = place else { return Ok(None) };
+            let text = secrets::read(name, place, &self.base)?;
+            let text = text.trim_end_matches(['\r', '\n']).to_owned();
+            SecretText::parse(text).with_context(|| name.to_owned()).map(Some)
         };
         Ok(RedisSettings {
+            sentinels: self.redis.sentinels.clone(),
+            sentinel_service: self.redis.sentinel_service.clone(),
+            sentinel_username: self.redis.sentinel_username.clone(),
+            sentinel_password: secret("redis.sentinel_password", &self.redis.sentinel_password)?,
+            cluster: self.redis.cluster.clone(),
+            replicas_min: self.redis.replicas_min,
+            replicas_timeout: Duration::from_millis(self.redis.replicas_timeout_ms),
             username: self.redis.username.clone(),
-            password,
+            password: secret("redis.password", &self.redis.password)?,
             ca_file: self.redis.ca_file.as_ref().map(|path| self.base.join(path)),
             connect_timeout: Duration::from_secs(self.redis.connect_timeout_s),
             response_timeout: Duration::from_secs(self.redis.response_timeout_s),
