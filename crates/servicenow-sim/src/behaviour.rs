@@ -48,6 +48,9 @@ pub struct Behaviour {
     pub rotation: bool,
     /// Under rotation the immediately previous refresh token re-answers the current pair (FAPI 2.0 §5.3.2.1).
     pub rotation_previous_ok: bool,
+    /// Under rotation the immediately previous refresh token does so for this many seconds after it was replaced: a
+    /// leeway, as Okta and Cognito have it. 0 = none.
+    pub rotation_previous_ok_s: u64,
     /// Under rotation the reuse of an older refresh token revokes the whole family (RFC 9700 §4.14.2).
     pub rotation_reuse_revokes: bool,
     /// Under rotation each new refresh token has a full life of its own, instead of what is left since consent.
@@ -119,6 +122,7 @@ impl Default for Behaviour {
             fresh_grant_extends: true,
             rotation: false,
             rotation_previous_ok: false,
+            rotation_previous_ok_s: 0,
             rotation_reuse_revokes: true,
             rotation_extends_life: false,
             token_format: TokenFormat::Opaque,

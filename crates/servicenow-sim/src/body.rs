@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
+use crate::wire::Seat;
+
 /// One step of sending a body.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -20,23 +22,34 @@ pub(crate) enum Step {
 }
 
 /// A body of unknown length, sent step by step.
-#[derive(Debug)]
 pub(crate) struct SimBody {
     steps: VecDeque<Step>,
     pause: Option<Pin<Box<Sleep>>>,
+    cut: bool,
+    seat: Option<Seat>,
 }
 
 impl SimBody {
     pub(crate) fn whole(content: Bytes) -> Self {
         let steps = if content.is_empty() { VecDeque::new() } else { VecDeque::from([Step::Data(content)]) };
-        Self { steps, pause: None }
+        Self::new(steps)
+    }
+
+    fn new(steps: VecDeque<Step>) -> Self {
+        Self { steps, pause: None, cut: false, seat: None }
+    }
+
+    /// The same body; `seat` learns whether it was sent whole.
+    pub(crate) fn seated(mut self, seat: Seat) -> Self {
+        self.seat = Some(seat);
+        self
     }
 
     /// Only the first bytes, then the end of the connection. The pause lets them reach the wire first.
     pub(crate) fn cut(content: &Bytes, after_bytes: usize) -> Self {
         let sent = content.slice(..after_bytes.min(content.len()));
         let steps = [Step::Data(sent), Step::Pause(FLUSH_PAUSE), Step::Cut];
-        Self { steps: steps.into(), pause: None }
+        Self::new(steps.into())
     }
 
     pub(crate) fn drip(content: &Bytes, chunk_bytes: usize, interval: Duration) -> Self {
@@ -46,7 +59,16 @@ impl SimBody {
             let end = (start + chunk_bytes).min(content.len());
             [Step::Data(content.slice(start..end)), Step::Pause(interval)]
         });
-        Self { steps: steps.collect(), pause: None }
+        Self::new(steps.collect())
+    }
+}
+
+impl Drop for SimBody {
+    fn drop(&mut self) {
+        let whole = self.steps.is_empty() && self.pause.is_none() && !self.cut;
+        if let Some(seat) = self.seat.take() {
+            seat.leave(whole);
+        }
     }
 }
 
@@ -68,7 +90,10 @@ impl Body for SimBody {
                 Some(Step::Data(data)) if data.is_empty() => {}
                 Some(Step::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Some(Step::Pause(length)) => self.pause = Some(Box::pin(sleep(length))),
-                Some(Step::Cut) => return Poll::Ready(Some(Err(io::Error::other("cut by a fault")))),
+                Some(Step::Cut) => {
+                    self.cut = true;
+                    return Poll::Ready(Some(Err(io::Error::other("cut by a fault"))));
+                }
             }
         }
     }

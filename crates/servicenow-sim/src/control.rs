@@ -89,6 +89,11 @@ fn act(state: &SimState, request: &SimRequest, rest: &str) -> Result<Value, Refu
 fn act_on_records(state: &SimState, request: &SimRequest, rest: &str) -> Result<Value, Refused> {
     match (request.method.as_str(), rest) {
         ("GET", "tokens") => shown(&state.tokens()),
+        ("GET", "ledger") => shown(&state.ledger()),
+        ("DELETE", "ledger") => {
+            state.reset_ledger();
+            Ok(json!({}))
+        }
         ("POST", "expire-tokens") => {
             let selection: TokenSelection = read_or_default(request)?;
             Ok(json!({"families": state.expire_tokens(&selection)}))
@@ -168,7 +173,7 @@ pub(crate) fn owns(path: &str) -> bool {
 }
 
 const PREFIX: &str = "/__sim";
-const ROUTES: [&str; 20] = [
+const ROUTES: [&str; 22] = [
     "GET /__sim/counters",
     "POST /__sim/counters/reset",
     "GET /__sim/behaviour",
@@ -181,6 +186,8 @@ const ROUTES: [&str; 20] = [
     "GET /__sim/last-requests?n=",
     "DELETE /__sim/last-requests",
     "GET /__sim/tokens",
+    "GET /__sim/ledger",
+    "DELETE /__sim/ledger",
     "POST /__sim/expire-tokens",
     "POST /__sim/revoke-user",
     "POST /__sim/revoke-client",

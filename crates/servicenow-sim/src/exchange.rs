@@ -13,11 +13,13 @@ use hyper::body::Incoming;
 use crate::body::SimBody;
 use crate::clock::SimTime;
 use crate::faults::{Fault, FaultOn, FaultSubject};
+use crate::ledger::{Decision, ExchangeOutcome};
 use crate::message::{Format, Reply, SimRequest};
 use crate::mishap;
 use crate::request_log::RequestRecord;
 use crate::sessions::{self, Gate, GatePass};
 use crate::state::{Shared, SimState};
+use crate::wire::Wire;
 use crate::world::World;
 use crate::{api, authorize, control, pages, secrets, token_endpoint};
 
@@ -73,7 +75,11 @@ impl Endpoint {
 }
 
 /// Answers one request; `None` means that the connection must be cut without an answer.
-pub(crate) async fn answer(state: SimState, request: Request<Incoming>) -> Option<Response<SimBody>> {
+pub(crate) async fn answer(
+    state: SimState,
+    request: Request<Incoming>,
+    wire: Arc<Wire>,
+) -> Option<Response<SimBody>> {
     let (head, incoming) = request.into_parts();
     let path = head.uri.path().to_owned();
     if control::owns(&path) {
@@ -84,7 +90,7 @@ pub(crate) async fn answer(state: SimState, request: Request<Incoming>) -> Optio
     }
     let shared = &state.shared;
     let endpoint = Endpoint::of(&path);
-    let visit = Visit::begin(shared, endpoint, &head);
+    let visit = Visit::begin(shared, endpoint, &head, wire);
     let body = match read_body(incoming).await {
         Ok(body) => body,
         Err(BodyProblem::TooLarge) => {
@@ -100,6 +106,11 @@ pub(crate) async fn answer(state: SimState, request: Request<Incoming>) -> Optio
     };
     let query = head.uri.query().map(str::to_owned);
     let request = SimRequest { method: head.method, path, query, headers: head.headers, body };
+    if endpoint == Endpoint::Token
+        && let Some((grant_type, spent)) = token_endpoint::spent(&request)
+    {
+        visit.wire.begin_exchange(grant_type, &spent);
+    }
     let faults = choose_faults(&visit, &request);
     shared.note_change();
     carry_out(&visit, &request, &faults).await
@@ -119,15 +130,24 @@ async fn carry_out(visit: &Visit, request: &SimRequest, faults: &[Fault]) -> Opt
     wait(shared, faults, false).await;
     let fault = faults.iter().find(|fault| !fault.only_waits());
     if fault == Some(&Fault::DropBefore) {
+        note_prevented(visit, request, &Fault::DropBefore);
         return None;
     }
     let is_token = visit.endpoint == Endpoint::Token;
     let now = shared.world().now();
     let instead = fault.and_then(|fault| mishap::instead(fault, is_token, request.format(), now));
+    if let (Some(fault), true) = (fault, instead.is_some()) {
+        note_prevented(visit, request, fault);
+    }
     let (user, reply) = instead.map_or_else(|| effect(visit, request), |reply| (None, reply));
     wait(shared, faults, true).await;
     if fault == Some(&Fault::DropAfter) {
         return None;
+    }
+    if let (Some(fault), Some(exchange)) = (fault, visit.wire.exchange())
+        && mishap::hides_tokens(fault)
+    {
+        shared.world().exchanges.spoil(exchange);
     }
     let reply = match fault {
         Some(fault) => mishap::spoil(fault, request.format(), reply),
@@ -142,10 +162,11 @@ struct Visit {
     shared: Arc<Shared>,
     endpoint: Endpoint,
     seq: u64,
+    wire: Arc<Wire>,
 }
 
 impl Visit {
-    fn begin(shared: &Arc<Shared>, endpoint: Endpoint, head: &http::request::Parts) -> Self {
+    fn begin(shared: &Arc<Shared>, endpoint: Endpoint, head: &http::request::Parts, wire: Arc<Wire>) -> Self {
         let mut world = shared.world();
         let target = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
         world.counters.arrived(endpoint.name());
@@ -168,7 +189,7 @@ impl Visit {
         let seq = world.log.push(record, records_max);
         drop(world);
         shared.note_change();
-        Self { shared: Arc::clone(shared), endpoint, seq }
+        Self { shared: Arc::clone(shared), endpoint, seq, wire }
     }
 }
 
@@ -216,6 +237,20 @@ fn choose_faults(visit: &Visit, request: &SimRequest) -> Vec<Fault> {
     faults
 }
 
+/// A fault answers in the instance's place: nothing was spent. A scripted refusal is one all the same: it is what the
+/// client sees.
+fn note_prevented(visit: &Visit, request: &SimRequest, fault: &Fault) {
+    let Some(exchange) = visit.wire.exchange() else { return };
+    let mut world = visit.shared.world();
+    let spent = token_endpoint::spent(request).map(|(_, spent)| spent).unwrap_or_default();
+    let (owner, is_current) = world.tokens.refresh_token_standing(&spent).unzip();
+    let refused = *fault == Fault::Unauthorized401;
+    let outcome = if refused { ExchangeOutcome::Refused } else { ExchangeOutcome::Prevented };
+    let reason = Some(mishap::name(fault));
+    let spent_current = is_current.unwrap_or(false);
+    world.exchanges.decide(exchange, Decision { outcome, reason, owner, spent_current, refresh_token: None });
+}
+
 /// Carries out the waits before or after the effect.
 async fn wait(shared: &Shared, faults: &[Fault], after: bool) {
     for fault in faults {
@@ -233,7 +268,7 @@ async fn wait(shared: &Shared, faults: &[Fault], after: bool) {
 fn effect(visit: &Visit, request: &SimRequest) -> (Option<String>, Reply) {
     let mut world = visit.shared.world();
     if !request.path.starts_with("/api/") {
-        return (None, handle_page(&mut world, visit.endpoint, request));
+        return (None, handle_page(&mut world, visit, request));
     }
     let now = world.now();
     let answer = api::answer(&mut world, request, now);
@@ -276,12 +311,12 @@ fn gates(world: &mut World, request: &SimRequest) -> (Option<Arc<Gate>>, Option<
     (session, world.node_gate())
 }
 
-fn handle_page(world: &mut World, endpoint: Endpoint, request: &SimRequest) -> Reply {
+fn handle_page(world: &mut World, visit: &Visit, request: &SimRequest) -> Reply {
     let now = world.now();
-    match endpoint {
+    match visit.endpoint {
         Endpoint::Authorize => authorize::answer(world, request, now),
-        Endpoint::Token => token_endpoint::answer(world, request, now),
-        Endpoint::Revoke => token_endpoint::answer_revocation(world, request),
+        Endpoint::Token => token_endpoint::answer(world, request, visit.wire.exchange(), now),
+        Endpoint::Revoke => token_endpoint::answer_revocation(world, request, now),
         _ => Reply::html(StatusCode::NOT_FOUND, pages::problem("Page not found")),
     }
 }

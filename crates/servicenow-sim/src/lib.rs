@@ -55,6 +55,7 @@
 //! | `fresh_grant_extends` | true | a grant other than refresh gives shared tokens a full life again |
 //! | `rotation` | false | a new refresh token with each refresh |
 //! | `rotation_previous_ok` | false | the previous refresh token re-answers the current pair |
+//! | `rotation_previous_ok_s` | 0 | the same, for so many seconds after its replacement |
 //! | `rotation_reuse_revokes` | true | an older one revokes the family |
 //! | `rotation_extends_life` | false | each new refresh token has a full life |
 //! | `token_format` | `opaque` | or `jwt`: signed, about 1.5 KB |
@@ -104,6 +105,7 @@
 //! | `POST /__sim/release` | `{"gate"}` or nothing | lets held requests go |
 //! | `GET /__sim/last-requests?n=`, `DELETE …` | | [`RequestRecord`]s, oldest first |
 //! | `GET /__sim/tokens` | | [`TokenFamily`]s, oldest first |
+//! | `GET`, `DELETE /__sim/ledger` | | [`Ledger`]: every [`Exchange`], [`Revocation`]s, what each family has now |
 //! | `POST /__sim/expire-tokens` | `{"which": "access\|refresh\|all", "user", "client_id"}` | default: every access token |
 //! | `POST /__sim/revoke-user` | `{"user", "deactivate"}` | ends all tokens |
 //! | `POST /__sim/revoke-client` | `{"client_id", "deactivate"}` | ends all tokens |
@@ -113,7 +115,7 @@
 //!
 //! # Cut of the code
 //! `server` and `exchange` do the I/O. All else is values and plain functions over `world::World`: `tokens` (the
-//! grants as a state machine), `query` and `evaluate` (encoded queries), `render` (records as JSON and XML), `faults`
+//! grants as a state machine), `ledger` (what was spent when), `query` and `evaluate` (encoded queries), `render` (records as JSON and XML), `faults`
 //! (which request goes wrong). Absent: TLS, batch, tinyurl, import sets, scripted REST, SAML 2.0 bearer.
 
 mod api;
@@ -133,6 +135,7 @@ mod directory;
 mod evaluate;
 mod exchange;
 mod faults;
+mod ledger;
 mod message;
 mod mint;
 mod mishap;
@@ -151,16 +154,18 @@ mod table_api;
 mod tables;
 mod token_endpoint;
 mod tokens;
+mod wire;
 mod world;
 
 pub use behaviour::{AclDenial, Behaviour, DenyReturns, ErrorShape, Pkce, RefreshWithinLife, TokenFormat};
 pub use clock::SimTime;
 pub use counters::{Counters, EndpointCounters};
 pub use faults::{Fault, FaultOn, FaultRule, FaultStatus};
+pub use ledger::{Exchange, ExchangeOutcome, Ledger, Revocation};
 pub use request_log::RequestRecord;
 pub use seed::SeedData;
 pub use server::Sim;
 pub use settings::{ClientSettings, JwtVerifier, SimSettings, UserSettings};
 pub use state::SimState;
 pub use tables::{Field, FieldKind, Record, TableSchema};
-pub use tokens::{TokenFamily, TokenOwner, TokenSelection, WhichTokens};
+pub use tokens::{FamilyStanding, TokenFamily, TokenOwner, TokenSelection, WhichTokens};

@@ -65,6 +65,12 @@ pub(crate) fn instead(fault: &Fault, is_token: bool, format: Format, now: SimTim
     }
 }
 
+/// Whether a request's effect happened and its answer does not show the tokens. Cut connections and bodies are
+/// noticed where they are cut.
+pub(crate) fn hides_tokens(fault: &Fault) -> bool {
+    matches!(fault, Fault::Status { after_effect: true, .. } | Fault::BrokenJson | Fault::Cancelled500)
+}
+
 /// What becomes of the reply of a request that took effect.
 pub(crate) fn spoil(fault: &Fault, format: Format, mut reply: Reply) -> Reply {
     match fault {

@@ -21,6 +21,7 @@ use crate::body::SimBody;
 use crate::exchange;
 use crate::settings::SimSettings;
 use crate::state::{Shared, SimState};
+use crate::wire::{Seat, Wire};
 use crate::world::World;
 
 /// A running simulator. Dropping it stops it too, without waiting.
@@ -141,15 +142,18 @@ impl Acceptor {
         cut: CancellationToken,
     ) -> Result<Response<SimBody>, Infallible> {
         let (state, stop) = (self.state, self.stop);
+        let wire = Wire::new(&state.shared);
+        let seat = Seat::at(&wire);
         let exchange = self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => None,
-                response = exchange::answer(state, request) => response,
+                response = exchange::answer(state, request, wire) => response,
             }
         });
         if let Ok(Some(response)) = exchange.await {
-            return Ok(response);
+            return Ok(response.map(|body| body.seated(seat)));
         }
+        drop(seat);
         cut.cancel();
         pending().await
     }

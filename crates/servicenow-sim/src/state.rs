@@ -10,6 +10,7 @@ use crate::behaviour::Behaviour;
 use crate::clock::SimTime;
 use crate::counters::Counters;
 use crate::faults::{FaultRule, FaultStatus};
+use crate::ledger::Ledger;
 use crate::request_log::RequestRecord;
 use crate::settings::{ClientSettings, UserSettings};
 use crate::tokens::{TokenFamily, TokenSelection, WhichTokens};
@@ -154,6 +155,21 @@ impl SimState {
         let mut world = self.shared.world();
         world.clock.advance(by);
         world.now()
+    }
+
+    /// Every exchange so far, and what each family has now.
+    pub fn ledger(&self) -> Ledger {
+        self.shared.world().ledger()
+    }
+
+    /// Exchanges under way; cheaper to watch than [`Self::ledger`].
+    pub fn exchanges_in_flight(&self) -> u64 {
+        self.shared.world().exchanges.in_flight()
+    }
+
+    /// Forgets the exchanges and revocations that have ended.
+    pub fn reset_ledger(&self) {
+        self.shared.world().exchanges.reset();
     }
 
     pub fn tokens(&self) -> Vec<TokenFamily> {

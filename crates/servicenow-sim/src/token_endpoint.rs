@@ -14,10 +14,11 @@ use crate::assertion;
 use crate::behaviour::{Behaviour, ErrorShape};
 use crate::clock::SimTime;
 use crate::codes::CodeClaim;
+use crate::ledger::{Decision, ExchangeOutcome};
 use crate::message::{Reply, SimRequest};
 use crate::secrets;
 use crate::settings::ClientSettings;
-use crate::tokens::{GrantRules, IssuedTokens, TokenOwner};
+use crate::tokens::{GrantRules, IssuedTokens, TokenOwner, TokenRefusal};
 use crate::world::World;
 
 /// Why the token endpoint refuses: an RFC 6749 §5.2 code, and the reason as the instance's own log would have it.
@@ -56,8 +57,28 @@ struct TokenResponse<'a> {
     access_token: &'a str,
 }
 
-/// The token endpoint.
-pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> Reply {
+/// The refresh token or code that a token request spends, and the grant's name.
+pub(crate) fn spent(request: &SimRequest) -> Option<(&'static str, String)> {
+    if request.method != Method::POST || !request.is_form() {
+        return None;
+    }
+    let form = Form::parse(request);
+    let grant_type = known_grant(form.get("grant_type"));
+    let parameter = match grant_type {
+        "refresh_token" => "refresh_token",
+        "authorization_code" => "code",
+        _ => return None,
+    };
+    Some((grant_type, form.get(parameter)?.to_owned()))
+}
+
+/// The token endpoint. What becomes of the exchange, if this is one, goes into the ledger.
+pub(crate) fn answer(
+    world: &mut World,
+    request: &SimRequest,
+    exchange_seq: Option<u64>,
+    now: SimTime,
+) -> Reply {
     if request.method != Method::POST {
         return Reply::new(StatusCode::METHOD_NOT_ALLOWED).with(ALLOW, "POST");
     }
@@ -68,7 +89,14 @@ pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> R
     }
     let form = Form::parse(request);
     let grant_type = known_grant(form.get("grant_type"));
-    match form.refuse_repeated().and_then(|()| exchange(world, request, &form, now)) {
+    let standing =
+        form.get("refresh_token").and_then(|token| world.tokens.refresh_token_standing(token)).unzip();
+    let result = form.refuse_repeated().and_then(|()| exchange(world, request, &form, now));
+    if let Some(seq) = exchange_seq {
+        let decision = decision(&world.behaviour, standing, result.as_ref().map(|(_, issued)| issued));
+        world.exchanges.decide(seq, decision);
+    }
+    match result {
         Ok((client, issued)) => {
             world.counters.token_call(grant_type, if issued.repeated { "repeated" } else { "issued" });
             issued_reply(&client, &issued)
@@ -81,8 +109,32 @@ pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> R
     }
 }
 
+/// What the ledger says of an exchange that came to this result. `standing` is the refresh token's, before.
+fn decision(
+    behaviour: &Behaviour,
+    standing: (Option<TokenOwner>, Option<bool>),
+    result: Result<&IssuedTokens, &Refusal>,
+) -> Decision {
+    let (owner, is_current) = standing;
+    let spent_current = is_current.unwrap_or(false);
+    match result {
+        Ok(issued) => Decision {
+            outcome: if issued.repeated { ExchangeOutcome::Repeated } else { ExchangeOutcome::Issued },
+            reason: None,
+            owner: Some(issued.owner.clone()),
+            spent_current,
+            refresh_token: issued.refresh_token.clone(),
+        },
+        Err(refusal) => {
+            let revoked = refusal.reason == TokenRefusal::Reused.name() && behaviour.rotation_reuse_revokes;
+            let outcome = if revoked { ExchangeOutcome::FamilyRevoked } else { ExchangeOutcome::Refused };
+            Decision { outcome, reason: Some(refusal.reason), owner, spent_current, refresh_token: None }
+        }
+    }
+}
+
 /// The revocation endpoint: no authentication, GET or POST, and never a failure.
-pub(crate) fn answer_revocation(world: &mut World, request: &SimRequest) -> Reply {
+pub(crate) fn answer_revocation(world: &mut World, request: &SimRequest, now: SimTime) -> Reply {
     let token = match request.method {
         Method::GET => request.query_value("token"),
         Method::POST => {
@@ -92,7 +144,8 @@ pub(crate) fn answer_revocation(world: &mut World, request: &SimRequest) -> Repl
         _ => return Reply::new(StatusCode::METHOD_NOT_ALLOWED).with(ALLOW, "GET, POST"),
     };
     let ends_access = world.behaviour.revoke_refresh_ends_access;
-    let known = token.is_some_and(|token| world.tokens.revoke(&token, ends_access));
+    let known = token.as_ref().is_some_and(|token| world.tokens.revoke(token, ends_access));
+    world.exchanges.revoked(token, known, now);
     world.counters.revocation(if known { "revoked" } else { "unknown" });
     Reply::new(StatusCode::OK)
 }
@@ -304,10 +357,16 @@ fn rules(behaviour: &Behaviour, client: &ClientSettings) -> GrantRules {
         shared: behaviour.shared_tokens,
         fresh_extends: behaviour.fresh_grant_extends,
         rotation: behaviour.rotation,
-        previous_ok: behaviour.rotation_previous_ok,
+        previous_ok_for: previous_ok_for(behaviour),
         reuse_revokes: behaviour.rotation_reuse_revokes,
         rotation_extends: behaviour.rotation_extends_life,
     }
+}
+
+/// How long the previous refresh token is honoured after rotation.
+pub(crate) fn previous_ok_for(behaviour: &Behaviour) -> Duration {
+    let leeway = Duration::from_secs(behaviour.rotation_previous_ok_s);
+    if behaviour.rotation_previous_ok { Duration::MAX } else { leeway }
 }
 
 /// A form body; query parameters are never looked at

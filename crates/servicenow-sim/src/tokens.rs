@@ -28,7 +28,8 @@ pub(crate) struct GrantRules {
     pub(crate) shared: bool,
     pub(crate) fresh_extends: bool,
     pub(crate) rotation: bool,
-    pub(crate) previous_ok: bool,
+    /// How long after its replacement the previous refresh token re-answers the current pair.
+    pub(crate) previous_ok_for: Duration,
     pub(crate) reuse_revokes: bool,
     pub(crate) rotation_extends: bool,
 }
@@ -115,6 +116,21 @@ pub struct TokenFamily {
     pub refresh_expires_at: Option<SimTime>,
 }
 
+/// What one family has now, as `GET /__sim/ledger` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FamilyStanding {
+    #[serde(flatten)]
+    pub owner: TokenOwner,
+    /// The current refresh token.
+    pub refresh_token: Option<String>,
+    /// The current refresh token would be taken now.
+    pub refresh_token_live: bool,
+    /// The refresh token that the current one replaced.
+    pub previous: Option<String>,
+    /// The previous one would still be answered with the current pair.
+    pub previous_honoured: bool,
+}
+
 #[derive(Debug)]
 struct Family {
     owner: TokenOwner,
@@ -199,7 +215,8 @@ impl TokenStore {
         }
         let is_previous = family.previous.as_deref() == Some(refresh_token);
         if family.refresh.as_deref() != Some(refresh_token) {
-            return self.refresh_with_replaced(id, is_previous, rules, now, mint);
+            let honoured = is_previous && self.is_honoured(refresh_token, rules.previous_ok_for, now);
+            return self.refresh_with_replaced(id, honoured, rules, now, mint);
         }
         if now >= expires_at {
             return Err(TokenRefusal::Expired);
@@ -217,6 +234,31 @@ impl TokenStore {
     pub(crate) fn refresh_token_user(&self, refresh_token: &str) -> Option<&str> {
         let token = self.refresh.get(refresh_token)?;
         self.families.get(&token.family).map(|family| family.owner.user_name.as_str())
+    }
+
+    /// Whose a refresh token is, and whether it is the current one of its family.
+    pub(crate) fn refresh_token_standing(&self, refresh_token: &str) -> Option<(TokenOwner, bool)> {
+        let family = self.families.get(&self.refresh.get(refresh_token)?.family)?;
+        Some((family.owner.clone(), family.refresh.as_deref() == Some(refresh_token)))
+    }
+
+    /// What each family has, oldest first, while the previous refresh token is honoured for `previous_ok_for`.
+    pub(crate) fn standings(&self, previous_ok_for: Duration, now: SimTime) -> Vec<FamilyStanding> {
+        let families = self.families_by_age.iter().filter_map(|id| self.families.get(id));
+        families
+            .map(|family| {
+                let live = family.refresh.as_ref().is_some_and(|token| self.refresh_is_live(token, now));
+                let previous = family.previous.as_ref();
+                let honoured = previous.is_some_and(|token| self.is_honoured(token, previous_ok_for, now));
+                FamilyStanding {
+                    owner: family.owner.clone(),
+                    refresh_token: family.refresh.clone(),
+                    refresh_token_live: live,
+                    previous: family.previous.clone(),
+                    previous_honoured: live && honoured,
+                }
+            })
+            .collect()
     }
 
     /// Who the bearer of an access token is.
@@ -282,19 +324,27 @@ impl TokenStore {
         }
     }
 
+    /// Whether a replaced refresh token is not revoked, and within its leeway.
+    fn is_honoured(&self, refresh_token: &str, previous_ok_for: Duration, now: SimTime) -> bool {
+        let Some(token) = self.refresh.get(refresh_token) else { return false };
+        let live_from = self.families.get(&token.family).map_or(u64::MAX, |family| family.refresh_live_from);
+        !token.revoked
+            && token.serial >= live_from
+            && token.replaced_at.is_some_and(|at| now < at.after(previous_ok_for))
+    }
+
     /// A refresh token that rotation replaced: the previous one may pass (a lost answer), an older one is reuse.
     fn refresh_with_replaced(
         &mut self,
         id: u64,
-        is_previous: bool,
+        honoured: bool,
         rules: &GrantRules,
         now: SimTime,
         mint: Minter<'_>,
     ) -> Result<IssuedTokens, TokenRefusal> {
         let current = self.families.get(&id).and_then(|family| family.refresh.clone());
         if let Some(current) = current
-            && is_previous
-            && rules.previous_ok
+            && honoured
             && self.refresh_is_live(&current, now)
         {
             // The access token of the lost answer is the current one: it is answered again, not replaced.

@@ -10,7 +10,7 @@ const RULES: GrantRules = GrantRules {
     shared: true,
     fresh_extends: true,
     rotation: false,
-    previous_ok: false,
+    previous_ok_for: Duration::ZERO,
     reuse_revokes: true,
     rotation_extends: false,
 };
@@ -144,7 +144,7 @@ fn rotation_replaces_and_detects_reuse() {
 #[test]
 fn previous_refresh_token_re_answers_the_current_pair() {
     let mut bench = Bench::new();
-    let lenient = GrantRules { previous_ok: true, ..ROTATING };
+    let lenient = GrantRules { previous_ok_for: Duration::MAX, ..ROTATING };
     let first = bench.grant("abel", &lenient).refresh_token.unwrap();
     let second = bench.refresh(&first, &lenient).unwrap();
     let again = bench.refresh(&first, &lenient).unwrap();
@@ -233,4 +233,25 @@ fn memory_stays_bounded_and_current_refresh_tokens_survive() {
     }
     assert!(bench.store.access.len() <= SWEEP_COUNT_MIN + 1_000, "{}", bench.store.access.len());
     assert!(bench.refresh(&idle, &RULES).is_ok());
+}
+
+#[test]
+fn leeway_ends_with_its_seconds_and_with_the_next_rotation() {
+    let rules = GrantRules { previous_ok_for: Duration::from_secs(30), ..ROTATING };
+    let mut bench = Bench::new();
+    let first = bench.grant("abel", &rules).refresh_token.unwrap();
+    let second = bench.refresh(&first, &rules).unwrap();
+    let standing = |bench: &Bench| bench.store.standings(rules.previous_ok_for, bench.now).remove(0);
+    bench.pass(29);
+    assert!(standing(&bench).previous_honoured);
+    let again = bench.refresh(&first, &rules).unwrap();
+    assert_eq!((&again.refresh_token, &again.access_token), (&second.refresh_token, &second.access_token));
+    bench.pass(1);
+    let shown = standing(&bench);
+    assert!(!shown.previous_honoured && shown.refresh_token_live);
+    assert_eq!((shown.previous, &shown.refresh_token), (Some(first.clone()), &second.refresh_token));
+    let third = bench.refresh(&second.refresh_token.unwrap(), &rules).unwrap();
+    assert_eq!(bench.refresh(&first, &rules), Err(TokenRefusal::Reused), "two rotations old");
+    assert_eq!(bench.refresh(&third.refresh_token.unwrap(), &rules), Err(TokenRefusal::Revoked));
+    assert!(!standing(&bench).refresh_token_live);
 }

@@ -12,12 +12,14 @@ use crate::codes::CodeStore;
 use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::faults::FaultBook;
+use crate::ledger::{ExchangeBook, Ledger};
 use crate::mint::{TokenKey, TokenMinter};
 use crate::rate::RateRule;
 use crate::request_log::RequestLog;
 use crate::sessions::{Gate, SessionStore};
 use crate::settings::{ClientSettings, SimSettings, UserSettings};
 use crate::tables::Database;
+use crate::token_endpoint;
 use crate::tokens::TokenStore;
 
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(crate) struct World {
     pub(crate) rate: RateRule,
     pub(crate) faults: FaultBook,
     pub(crate) counters: Counters,
+    pub(crate) exchanges: ExchangeBook,
     pub(crate) log: RequestLog,
     node_gate: Option<NodeGate>,
 }
@@ -73,6 +76,7 @@ impl World {
             rate: RateRule::default(),
             faults: FaultBook::default(),
             counters: Counters::default(),
+            exchanges: ExchangeBook::default(),
             log: RequestLog::default(),
             node_gate: None,
         }
@@ -80,6 +84,11 @@ impl World {
 
     pub(crate) fn now(&self) -> SimTime {
         self.clock.now()
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        let previous_ok_for = token_endpoint::previous_ok_for(&self.behaviour);
+        self.exchanges.show(self.tokens.standings(previous_ok_for, self.now()))
     }
 
     /// The node's `API_INT` gate; made anew when its switches change.

@@ -120,6 +120,12 @@ pub(crate) async fn form(sim: &Sim, target: &str, body: &str) -> Answer {
     send(sim.local_addr(), "POST", target, &headers, body).await.expect("an answer")
 }
 
+/// The same, of a connection that may be cut; `None` where no head came.
+pub(crate) async fn try_form(sim: &Sim, target: &str, body: &str) -> Option<Answer> {
+    let headers = [("Content-Type", "application/x-www-form-urlencoded")];
+    send(sim.local_addr(), "POST", target, &headers, body).await
+}
+
 pub(crate) async fn token(sim: &Sim, body: &str) -> Answer {
     form(sim, "/oauth_token.do", body).await
 }

@@ -5,6 +5,7 @@
 mod client;
 mod control;
 mod faults;
+mod ledger;
 mod oauth;
 mod rest;
 mod table;
