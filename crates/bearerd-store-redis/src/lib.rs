@@ -1,5 +1,6 @@
-//! The shared backend: Redis or Valkey, one server. Every write is one Lua script, so it happens as a whole, and it
-//! is safe to repeat, so a reply that got lost is asked for again instead of leaving the outcome in doubt.
+//! The shared backend: Redis or Valkey; one server, a primary that sentinels watch, or a cluster. Every write of a
+//! record is one Lua script, so it happens as a whole, and it is safe to repeat, so a reply that got lost is asked
+//! for again instead of leaving the outcome in doubt.
 //!
 //! # Keys
 //!
@@ -7,12 +8,15 @@
 //!
 //! | key | type | holds |
 //! |---|---|---|
-//! | `bearerd:{c}:r:<kind>:<id>` | hash | a record of any kind but `connection`: `r` its revision, `v` the sealed bytes |
+//! | `bearerd:{c}:r:<kind>:<id>` | hash | a record of any kind but `connection`: `r` its revision, `v` the sealed bytes, `d` when it is due |
 //! | `bearerd:{<id>}:connection` | hash | a connection, likewise |
 //! | `bearerd:{c}:i:<kind>` | sorted set | ids of a kind, all with score 0: their order is that of their bytes |
+//! | `bearerd:{c}:due:<kind>` | sorted set | ids of a kind that are due some time, by Unix ms |
 //! | `bearerd:{c}:x` | sorted set | `<kind>:<id>` of records that expire, by Unix ms |
 //! | `bearerd:{c}:log` | stream | the newest changes; an entry's id is the change counter, its field the record |
-//! | `bearerd:{c}:w:<write id>`, `bearerd:{<id>}:w:<write id>` | string | a receipt: what a write of the last minute came to |
+//! | `bearerd:{c}:w:<write id>`, `bearerd:{<id>}:w:<write id>` | string | a receipt: what a write of the last minutes came to |
+//! | `bearerd:{c}:u` | sorted set | Cluster: `<id>:<write id>` of connections being written, by Unix ms |
+//! | `bearerd:{c}:t` | hash | Cluster: of each such connection, who entered last |
 //!
 //! # How
 //!
@@ -25,191 +29,256 @@
 //! - **Change counter**: the server's time in microseconds, or the last counter plus one if that is later. After a
 //!   flush, or on a replica that was promoted without the last writes, a counter from before names no entry of the
 //!   log, and the reader is told to read everything again.
+//! - **Another primary**, or another life of the same server, may have lost writes that nobody can name. It is known
+//!   by its run id and its line of replication (`master_replid`), and makes [`Changes::Missed`] the next answer.
+//!   Where the user may not ask `INFO`, each new connection is taken for one.
+//! - **Replicas**: where the settings want some, a write of a connection has a server connection for itself, and its
+//!   script and `WAIT` go through it together. Too few in time is [`StoreError::OutcomeUnknown`]. A repeat whose receipt is
+//!   found writes to it, so that its own `WAIT` has something to count.
 //! - **Expiry**: by `PEXPIREAT`. The id stays in its index until the next sweep; a list passes over it.
-//! - Reads are plain commands. Nothing is written before the first write.
+//! - Reads are plain commands, and one script that writes nothing. Nothing is written before the first write.
 //! - **Damage**: half a hash, another type, a revision that is none: whatever stands in a record's place and is no
 //!   record costs that one, and is told as [`StoreError::Damaged`] or as such an entry of a list.
 //!
-//! # How Cluster will split this
+//! # In a cluster
 //!
-//! All keys of a script but a connection's lie in the slot of `{c}`, so only writes of connections fall apart. They
-//! become three steps: (1) in `{c}`: enter the id into the index and into a set of unsettled ids; (2) in `{<id>}`:
-//! the record and the receipt, as now; (3) in `{c}`: append to the log, leave the unsettled set, and the index if
-//! the record is gone. The write returns after (3). A writer that dies between leaves the id unsettled; `changes`
-//! then tells the unsettled ids too, each time, until a sweep has settled them. Lists already read index and records
-//! apart and pass over ids without a record.
+//! All keys of a script but a connection's lie in the slot of `{c}`, so only writes of connections fall apart, into
+//! three steps: (1) in `{c}`: the write enters into the unsettled set, and a new id into the index; (2) in `{<id>}`:
+//! the record and the receipt; (3) in `{c}`: it settles, which appends to the log, brings both indexes into line with
+//! what was written, and leaves the unsettled set. The call returns after (3).
+//!
+//! Writers of one connection may settle in another order than they wrote. So each leaves a token in (1), and what it
+//! saw goes into the indexes in (3) only if its token is still the last: nobody else can have written since. Otherwise
+//! it leaves a new token, reads the record, and tries again; the last to write settles last.
+//!
+//! A writer that dies in between leaves its entry. Once the time that a write may take is over, [`Backend::changes`]
+//! tells such ids too, each time, until a sweep has settled them for it.
+//!
+//! Redis runs no script on a slot that is half on one node and half on another (TRYAGAIN): while a slot is moved, writes
+//! of its connections wait, and reads go on.
 
+mod cluster;
+mod dialer;
+mod keys;
 mod link;
+mod log_reader;
 mod scripts;
+mod sentinel;
+mod servers;
 mod settings;
+mod write;
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use bearerd_crypto::{Sealed, random_bytes};
+use bearerd_crypto::Sealed;
 use bearerd_model::UnixTime;
 use bearerd_store::{
-    Backend, CHANGES_KEPT_MAX, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError,
-    StoredRecord, Times,
+    Backend, ChangeCounter, Changes, DueRecord, Kind, RecordKey, Revision, StoreError, StoredRecord, Times,
 };
 use redis::{FromRedisValue, Value, cmd};
-use tokio::time::Instant;
+use tokio::time::sleep;
+use tracing::warn;
 
 pub use crate::settings::{ConnectRedisError, RedisSettings};
 use crate::{
-    link::{Failure, Link, Request},
+    dialer::Pause,
+    keys::{CONTROL, Keys, tag},
+    link::{Failure, Request},
+    log_reader::LogReader,
     scripts::Script,
+    servers::Servers,
+    write::{Leaves, Replicas, Write, exact_millis, hex, is_done, read_error},
 };
 
-/// Keeps records in Redis. A call takes at most `connect_timeout` plus twice `response_timeout`; a read that meets
-/// no reply, at most that of one connect and one reply.
+/// Keeps records in Redis. A call takes at most `connect_timeout` plus twice `response_timeout`, and what it waits for
+/// replicas; in a cluster, a write of a connection twice that. A read that meets no reply takes at most the time of one
+/// connect and one reply, twice where another server may take over.
 pub struct RedisBackend {
-    link: Link,
-    prefix: String,
+    servers: Arc<Servers>,
+    keys: Keys,
     connect_timeout: Duration,
     response_timeout: Duration,
+    replicas: Option<Replicas>,
+    log_reader: LogReader,
+    followed: Mutex<Followed>,
     warnings: Vec<String>,
 }
 
+/// What [`Backend::changes`] can vouch for.
+struct Followed {
+    /// [`Servers::turns`] at the last answer.
+    turns: u64,
+    /// Where the log stood at the last turn: who is not yet there has not read everything since.
+    from: ChangeCounter,
+}
+
 impl RedisBackend {
-    /// Connects and checks that the server may hold connections. Writes nothing.
+    /// Connects and checks that the servers may hold connections. Writes nothing.
     ///
     /// # Errors
     /// [`ConnectRedisError`] in one line: which server, what is wrong, what to do.
     pub async fn connect(settings: RedisSettings) -> Result<Self, ConnectRedisError> {
-        let link = settings.link().await?;
-        let warnings = settings::check_server(&link).await?;
+        let servers = Arc::new(settings.servers().await?);
+        let replicas = (settings.replicas_min > 0)
+            .then_some(Replicas { min: settings.replicas_min, timeout: settings.replicas_timeout });
+        let warnings = settings::check_servers(&servers, replicas).await?;
+        let keys = Keys { prefix: settings.key_prefix };
+        let log_reader = LogReader::new(Arc::clone(&servers), keys.log(), settings.response_timeout);
+        let followed = Mutex::new(Followed { turns: servers.turns(), from: ChangeCounter(0) });
         Ok(Self {
-            link,
-            prefix: settings.key_prefix,
+            servers,
+            keys,
             connect_timeout: settings.connect_timeout,
             response_timeout: settings.response_timeout,
+            replicas,
+            log_reader,
+            followed,
             warnings,
         })
     }
 
-    /// What an operator should know about the server, one sentence each; empty is best.
+    /// What an operator should know about the servers, one sentence each; empty is best.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    async fn read<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, StoreError> {
-        let value = self.ask(Request::One(command)).await?;
+    async fn read<T: FromRedisValue>(&self, tag: &str, command: &redis::Cmd) -> Result<T, StoreError> {
+        let value = self.ask(tag, Request::One(command)).await?;
         T::from_redis_value(value).map_err(|_| self.not_ours("an answer"))
+    }
+
+    /// Runs a script that writes nothing.
+    async fn read_by(
+        &self,
+        script: &Script,
+        fill: impl Fn(redis::Cmd) -> redis::Cmd,
+    ) -> Result<Value, StoreError> {
+        let by_hash = fill(script.by_hash());
+        match self.ask_patiently(CONTROL, Request::One(&by_hash)).await {
+            Err(Failure::Answered { error, .. }) if error.code() == Some("NOSCRIPT") => {
+                self.ask(CONTROL, Request::One(&fill(script.in_full()))).await
+            }
+            answer => answer.map_err(read_error),
+        }
     }
 
     /// What stands in the place of each of `keys`.
     async fn read_records(&self, keys: &[RecordKey]) -> Result<Vec<Option<Content>>, StoreError> {
-        if keys.is_empty() {
-            return Ok(Vec::new()); // Redis does not answer nothing with nothing
-        }
-        let mut commands = redis::pipe();
-        for key in keys {
-            commands.cmd("HMGET").arg(self.record_key(key)).arg("r").arg("v");
-        }
-        let Value::Array(answers) = self.ask(Request::Many(&commands)).await? else {
-            return Err(self.not_ours("an answer"));
+        let fields = |key: &RecordKey| {
+            let mut command = cmd("HMGET");
+            command.arg(self.keys.record(key)).arg("r").arg("v");
+            command
         };
+        let mut answers: Vec<Value> = vec![Value::Nil; keys.len()];
+        for (tag, places) in self.by_server(keys).await? {
+            let mut commands = redis::pipe();
+            for place in &places {
+                commands.add_command(fields(&keys[*place]));
+            }
+            let Value::Array(found) = self.ask(tag, Request::Many(&commands)).await? else {
+                return Err(self.not_ours("an answer"));
+            };
+            for (place, answer) in places.into_iter().zip(found) {
+                answers[place] = match answer {
+                    // It has moved since the map was made.
+                    Value::ServerError(error)
+                        if cluster::is_passing(error.code()) && self.servers.is_cluster() =>
+                    {
+                        self.ask(keys::tag(&keys[place]), Request::One(&fields(&keys[place]))).await?
+                    }
+                    answer => answer,
+                };
+            }
+        }
         answers.into_iter().map(|answer| self.content(answer)).collect()
     }
 
-    /// Asks something that writes nothing.
-    async fn ask(&self, request: Request<'_>) -> Result<Value, StoreError> {
-        let answer = match self.link.ask(request).await {
-            // The server had closed the link in the meantime, most often: a read may simply be sent again.
-            Err(Failure::Lost { timed_out: false, .. }) => self.link.ask(request).await,
-            answer => answer,
-        };
-        answer.map_err(|failure| match failure {
-            Failure::NotSent(error) => error,
-            Failure::Lost { why, .. } => StoreError::Unreachable(why),
-            Failure::Answered(error) => self.link.refusal(&error),
-        })
-    }
-
-    /// Runs a script until its outcome is known or time is up.
-    async fn write(&self, script: &Script, write: &Write<'_>) -> Result<Vec<u8>, StoreError> {
-        let deadline = Instant::now() + self.connect_timeout + 2 * self.response_timeout;
-        let mut in_doubt: Option<String> = None;
-        loop {
-            let attempt = self.attempt(script, write, in_doubt.is_some());
-            let answer = tokio::time::timeout_at(deadline, attempt).await.unwrap_or_else(|_| {
-                Err(Failure::Lost { why: self.link.text("did not answer in time"), timed_out: true })
-            });
-            let wait = match (answer, &in_doubt) {
-                (Ok(Value::BulkString(outcome)), _) => return Ok(outcome),
-                (Ok(_), _) => return Err(self.not_ours("an answer")),
-                (Err(Failure::NotSent(error)), None) => return Err(error),
-                (Err(Failure::Answered(error)), None) => return Err(self.link.refusal(&error)),
-                (Err(Failure::Lost { why, timed_out }), None) => {
-                    in_doubt = Some(why);
-                    timed_out
-                }
-                (Err(_), Some(_)) => true, // as little known as before
+    /// The places in `keys` of those that one server has, with a tag that leads to it.
+    async fn by_server<'a>(
+        &self,
+        keys: &'a [RecordKey],
+    ) -> Result<impl Iterator<Item = (&'a str, Vec<usize>)> + use<'a>, StoreError> {
+        let mut servers: BTreeMap<usize, (&str, Vec<usize>)> = BTreeMap::new();
+        for (place, key) in keys.iter().enumerate() {
+            let server = match &*self.servers {
+                Servers::One(_) => 0,
+                Servers::Cluster(cluster) => Arc::as_ptr(&cluster.link(tag(key)).await?).addr(),
             };
-            let pause = if wait { REPEAT_AFTER } else { Duration::ZERO };
-            if Instant::now() + pause >= deadline {
-                return Err(StoreError::OutcomeUnknown(in_doubt.unwrap_or_default()));
+            servers.entry(server).or_insert_with(|| (tag(key), Vec::new())).1.push(place);
+        }
+        Ok(servers.into_values())
+    }
+
+    /// Asks something that writes nothing.
+    async fn ask(&self, tag: &str, request: Request<'_>) -> Result<Value, StoreError> {
+        self.ask_patiently(tag, request).await.map_err(read_error)
+    }
+
+    async fn ask_patiently(&self, tag: &str, request: Request<'_>) -> Result<Value, Failure> {
+        let mut answer = self.servers.ask(tag, request).await;
+        // The server had closed the link in the meantime, most often: a read may simply be sent again.
+        if matches!(answer, Err(Failure::Lost { timed_out: false, .. })) {
+            answer = self.servers.ask(tag, request).await;
+        }
+        if let Err(failure) = &answer
+            && self.servers.passes(failure)
+        {
+            sleep(Pause::between(READ_AGAIN_AFTER, READ_AGAIN_AFTER).next()).await;
+            answer = self.servers.ask(tag, request).await;
+        }
+        answer
+    }
+
+    /// The log's answer alone.
+    async fn changes_in_log(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
+        let log = self.keys.log();
+        if after.0 <= COUNTER_MAX {
+            let mut range = cmd("XRANGE");
+            range.arg(&log).arg(format!("{}-0", after.0)).arg("+");
+            let entries: Vec<LogEntry> = self.read(CONTROL, &range).await?;
+            let counters: Option<Vec<u64>> = entries.iter().map(|(at, _)| counter_of(at)).collect();
+            let counters = counters.ok_or_else(|| self.not_ours("a change log"))?;
+            match counters[..] {
+                [] if after.0 == 0 => return Ok(Changes::since(after, [])),
+                [first, .., last] | [first @ last] if first == after.0 => {
+                    let keys = entries.into_iter().skip(1).filter_map(|(_, fields)| key_of(&fields));
+                    return Ok(Changes::since(ChangeCounter(last), keys));
+                }
+                _ => {}
             }
-            tokio::time::sleep(pause).await;
         }
+        let mut newest = cmd("XREVRANGE");
+        newest.arg(&log).arg("+").arg("-").arg("COUNT").arg(1);
+        let entries: Vec<LogEntry> = self.read(CONTROL, &newest).await?;
+        let counter = entries.first().map_or(Some(0), |(at, _)| counter_of(at));
+        Ok(Changes::Missed { counter: ChangeCounter(counter.ok_or_else(|| self.not_ours("a change log"))?) })
     }
 
-    async fn attempt(&self, script: &Script, write: &Write<'_>, repeated: bool) -> Result<Value, Failure> {
-        match self.link.ask(Request::One(&self.command(script.by_hash(), write, repeated))).await {
-            Err(Failure::Answered(error)) if error.code() == Some("NOSCRIPT") => {
-                self.link.ask(Request::One(&self.command(script.in_full(), write, repeated))).await
-            }
-            answer => answer,
+    /// Whether `changes`, asked for after `after`, may leave out what another primary has lost.
+    fn has_turned(&self, after: ChangeCounter, changes: &Changes) -> bool {
+        let turns = self.servers.turns();
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if followed.turns != turns {
+            *followed = Followed { turns, from: changes.counter() };
+            warn!(
+                "{} is another server than before, or was restarted: its last writes may be lost, so everything is \
+                 read again",
+                self.servers.name()
+            );
+            return true;
         }
-    }
-
-    fn command(&self, mut script: redis::Cmd, write: &Write<'_>, repeated: bool) -> redis::Cmd {
-        let Write { key, id, first, second } = write;
-        let (receipt_tag, kind) = (tag(key), key.kind.name());
-        script
-            .arg(5)
-            .arg(self.record_key(key))
-            .arg(format!("{}:{{{receipt_tag}}}:w:{id:016x}", self.prefix))
-            .arg(self.index_key(key.kind))
-            .arg(self.control_key("log"))
-            .arg(self.control_key("x"))
-            .arg(self.receipt_life_ms())
-            .arg(u8::from(repeated))
-            .arg(&key.id)
-            .arg(format!("{kind}:{}", key.id))
-            .arg(u8::from(key.kind.is_watched()))
-            .arg(CHANGES_KEPT_MAX)
-            .arg(format!("{id:016x}"))
-            .arg(first)
-            .arg(second);
-        script
-    }
-
-    /// Far longer than any caller repeats a write or any network holds one back.
-    fn receipt_life_ms(&self) -> u64 {
-        let life = RECEIPT_LIFE_MIN.max(10 * (self.connect_timeout + self.response_timeout));
-        u64::try_from(life.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn record_key(&self, key: &RecordKey) -> String {
-        let RecordKey { kind, id } = key;
-        match kind {
-            Kind::Connection => format!("{}:{{{id}}}:connection", self.prefix),
-            kind => self.control_key(&format!("r:{}:{id}", kind.name())),
-        }
-    }
-
-    fn index_key(&self, kind: Kind) -> String {
-        self.control_key(&format!("i:{}", kind.name()))
-    }
-
-    fn control_key(&self, name: &str) -> String {
-        format!("{}:{{c}}:{name}", self.prefix)
+        followed.from = followed.from.min(changes.counter()); // of a log that was emptied since
+        after < followed.from
     }
 
     fn not_ours(&self, what: &str) -> StoreError {
-        StoreError::Refused(self.link.text(&format!(
+        StoreError::Refused(self.servers.text(&format!(
             "gave {what} that is not bearerd's: give bearerd a key prefix or a database of its own"
         )))
     }
@@ -220,7 +289,7 @@ impl RedisBackend {
             Value::ServerError(error) if error.code() == "WRONGTYPE" => {
                 return Ok(Some(Err("something else than a record stands in its place")));
             }
-            Value::ServerError(error) => return Err(self.link.refusal(&error.into())),
+            Value::ServerError(error) => return Err(link::refusal(&self.servers.name(), &error.into())),
             answer => answer,
         };
         let fields = RecordFields::from_redis_value(answer).map_err(|_| self.not_ours("an answer"))?;
@@ -242,20 +311,6 @@ type RecordFields = (Option<Vec<u8>>, Option<Vec<u8>>);
 /// What stands in a record's place: the record, or what is wrong with it.
 type Content = Result<(Revision, Sealed), &'static str>;
 
-/// One write: of which record, under which id, with the two arguments of its script.
-struct Write<'a> {
-    key: &'a RecordKey,
-    id: u64,
-    first: &'a [u8],
-    second: &'a [u8],
-}
-
-impl<'a> Write<'a> {
-    fn of(key: &'a RecordKey, first: &'a [u8], second: &'a [u8]) -> Self {
-        Self { key, id: u64::from_be_bytes(*random_bytes::<8>()), first, second }
-    }
-}
-
 #[async_trait]
 impl Backend for RedisBackend {
     async fn load(&self, key: &RecordKey) -> Result<Option<(Revision, Sealed)>, StoreError> {
@@ -270,11 +325,15 @@ impl Backend for RedisBackend {
         value: Sealed,
         times: Times,
     ) -> Result<Option<Revision>, StoreError> {
-        let expires_at =
-            times.expires_at.map(|at| at.as_millis().min(EXPIRY_MS_MAX).to_string()).unwrap_or_default();
-        let write = Write::of(key, value.as_bytes(), expires_at.as_bytes());
+        let text = |at: Option<UnixTime>| at.map(|at| exact_millis(at).to_string()).unwrap_or_default();
+        let write = Write {
+            value: value.as_bytes(),
+            expires_at: text(times.expires_at),
+            due_at: text(times.due_at),
+            ..Write::of(key, Leaves::NewRecord)
+        };
         let outcome = self.write(&scripts::CREATE, &write).await?;
-        Ok((outcome == DONE).then_some(Revision(write.id)))
+        Ok(is_done(&outcome).then_some(Revision(write.id)))
     }
 
     async fn replace(
@@ -282,22 +341,26 @@ impl Backend for RedisBackend {
         key: &RecordKey,
         expected: Revision,
         next: Sealed,
-        _due_at: Option<UnixTime>,
+        due_at: Option<UnixTime>,
     ) -> Result<Option<Revision>, StoreError> {
-        let expected = format!("{:016x}", expected.0);
-        let write = Write::of(key, next.as_bytes(), expected.as_bytes());
+        let write = Write {
+            value: next.as_bytes(),
+            expected: hex(expected.0),
+            due_at: due_at.map(|at| exact_millis(at).to_string()).unwrap_or_default(),
+            ..Write::of(key, Leaves::Record)
+        };
         let outcome = self.write(&scripts::REPLACE, &write).await?;
-        Ok((outcome == DONE).then_some(Revision(write.id)))
+        Ok(is_done(&outcome).then_some(Revision(write.id)))
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
-        let expected = format!("{:016x}", expected.0);
-        Ok(self.write(&scripts::DELETE, &Write::of(key, b"", expected.as_bytes())).await? == DONE)
+        let write = Write { expected: hex(expected.0), ..Write::of(key, Leaves::Nothing) };
+        Ok(is_done(&self.write(&scripts::DELETE, &write).await?))
     }
 
     async fn take(&self, key: &RecordKey) -> Result<Option<Sealed>, StoreError> {
-        let outcome = self.write(&scripts::TAKE, &Write::of(key, b"", b"")).await?;
-        Ok(outcome.strip_prefix(DONE).map(|value| Sealed::from_bytes(value.to_vec())))
+        let outcome = self.write(&scripts::TAKE, &Write::of(key, Leaves::Nothing)).await?;
+        Ok(outcome.strip_prefix(write::DONE).map(|value| Sealed::from_bytes(value.to_vec())))
     }
 
     async fn list(
@@ -311,8 +374,8 @@ impl Backend for RedisBackend {
         while page.len() < limit {
             let wanted = (limit - page.len()).min(LIST_MAX);
             let mut range = cmd("ZRANGEBYLEX");
-            range.arg(self.index_key(kind)).arg(&from).arg("+").arg("LIMIT").arg(0).arg(wanted);
-            let ids: Vec<Vec<u8>> = self.read(&range).await?;
+            range.arg(self.keys.index(kind)).arg(&from).arg("+").arg("LIMIT").arg(0).arg(wanted);
+            let ids: Vec<Vec<u8>> = self.read(CONTROL, &range).await?;
             let Some(last) = ids.last() else { break };
             from = [b"(", &last[..]].concat();
             let is_last = ids.len() < wanted;
@@ -336,58 +399,83 @@ impl Backend for RedisBackend {
     /// One command where nothing was lost: the entry at `after` itself, which proves that the log knows it, and
     /// those behind it.
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
-        let log = self.control_key("log");
-        if after.0 <= COUNTER_MAX {
-            let mut range = cmd("XRANGE");
-            range.arg(&log).arg(format!("{}-0", after.0)).arg("+");
-            let entries: Vec<LogEntry> = self.read(&range).await?;
-            let counters: Option<Vec<u64>> = entries.iter().map(|(at, _)| counter_of(at)).collect();
-            let counters = counters.ok_or_else(|| self.not_ours("a change log"))?;
-            match counters[..] {
-                [] if after.0 == 0 => return Ok(Changes::since(after, [])),
-                [first, .., last] | [first @ last] if first == after.0 => {
-                    let keys = entries.into_iter().skip(1).filter_map(|(_, fields)| key_of(&fields));
-                    return Ok(Changes::since(ChangeCounter(last), keys));
+        let mut changes = self.changes_in_log(after).await?;
+        if let Changes::Since { keys, .. } = &mut changes
+            && self.servers.is_cluster()
+        {
+            for (id, _) in self.unsettled(self.write_time_max()).await? {
+                let key = RecordKey::new(Kind::Connection, id);
+                if !keys.contains(&key) {
+                    keys.push(key);
                 }
-                _ => {}
             }
         }
-        let mut newest = cmd("XREVRANGE");
-        newest.arg(&log).arg("+").arg("-").arg("COUNT").arg(1);
-        let entries: Vec<LogEntry> = self.read(&newest).await?;
-        let counter = entries.first().map_or(Some(0), |(at, _)| counter_of(at));
-        Ok(Changes::Missed { counter: ChangeCounter(counter.ok_or_else(|| self.not_ours("a change log"))?) })
+        let counter = changes.counter();
+        Ok(if self.has_turned(after, &changes) { Changes::Missed { counter } } else { changes })
     }
 
     async fn due(
         &self,
-        _kind: Kind,
-        _after: Option<&DueRecord>,
-        _until: UnixTime,
-        _limit: usize,
+        kind: Kind,
+        after: Option<&DueRecord>,
+        until: UnixTime,
+        limit: usize,
     ) -> Result<Vec<DueRecord>, StoreError> {
-        Ok(Vec::new())
+        let mut page: Vec<DueRecord> = Vec::new();
+        let mut from = after.map(|after| (exact_millis(after.at), after.id.clone().into_bytes()));
+        while page.len() < limit {
+            let wanted = (limit - page.len()).min(LIST_MAX);
+            let fill = |mut script: redis::Cmd| {
+                script.arg(1).arg(self.keys.due(kind)).arg(exact_millis(until)).arg(wanted);
+                match &from {
+                    Some((at, id)) => script.arg(at).arg(id),
+                    None => script.arg("").arg(""),
+                };
+                script
+            };
+            let found = self.read_by(&scripts::DUE, fill).await?;
+            let found =
+                Vec::<(Vec<u8>, u64)>::from_redis_value(found).map_err(|_| self.not_ours("an index"))?;
+            let is_last = found.len() < wanted;
+            for (id, at) in found {
+                from = Some((at, id.clone()));
+                // What is no text is no id of ours.
+                if let Ok(id) = String::from_utf8(id) {
+                    page.push(DueRecord { at: UnixTime::from_millis(at), id });
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    async fn changed(&self, after: ChangeCounter) {
+        self.log_reader.changed(after.0).await;
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
+        if self.servers.is_cluster() {
+            self.settle_for_others().await?;
+        }
         let mut forgotten = 0;
         loop {
             let command = |mut script: redis::Cmd| {
-                script.arg(1).arg(self.control_key("x")).arg(&self.prefix);
-                script.arg(now.as_millis().min(EXPIRY_MS_MAX)).arg(SWEEP_MAX);
+                script.arg(1).arg(self.keys.expiries()).arg(&self.keys.prefix);
+                script.arg(exact_millis(now)).arg(SWEEP_MAX);
                 script
             };
             let by_hash = command(scripts::SWEEP.by_hash());
-            let answer = match self.link.ask(Request::One(&by_hash)).await {
-                Err(Failure::Answered(error)) if error.code() == Some("NOSCRIPT") => {
-                    self.link.ask(Request::One(&command(scripts::SWEEP.in_full()))).await
+            let answer = match self.servers.ask(CONTROL, Request::One(&by_hash)).await {
+                Err(Failure::Answered { error, .. }) if error.code() == Some("NOSCRIPT") => {
+                    self.servers.ask(CONTROL, Request::One(&command(scripts::SWEEP.in_full()))).await
                 }
                 answer => answer,
             };
             let answer = answer.map_err(|failure| match failure {
-                Failure::NotSent(error) => error,
                 Failure::Lost { why, .. } => StoreError::OutcomeUnknown(why),
-                Failure::Answered(error) => self.link.refusal(&error),
+                failure => read_error(failure),
             })?;
             let part = u64::from_redis_value(answer).map_err(|_| self.not_ours("an answer"))?;
             forgotten += part;
@@ -400,7 +488,7 @@ impl Backend for RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RedisBackend({}, prefix {})", self.link.address(), self.prefix)
+        write!(f, "RedisBackend({}, prefix {})", self.servers.name(), self.keys.prefix)
     }
 }
 
@@ -410,7 +498,7 @@ type LogEntry = (String, Vec<String>);
 /// `None` for what no script of ours wrote.
 fn revision_of(text: &[u8]) -> Option<Revision> {
     let revision = u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
-    (format!("{revision:016x}").as_bytes() == text).then_some(Revision(revision))
+    (hex(revision).as_bytes() == text).then_some(Revision(revision))
 }
 
 fn counter_of(entry_id: &str) -> Option<u64> {
@@ -423,23 +511,11 @@ fn key_of(fields: &[String]) -> Option<RecordKey> {
     Some(RecordKey::new(Kind::from_name(kind)?, id))
 }
 
-fn tag(key: &RecordKey) -> &str {
-    match key.kind {
-        Kind::Connection => &key.id,
-        _ => "c",
-    }
-}
-
-/// What a script answers when it did what was asked; a taken value follows it.
-const DONE: &[u8] = b"1";
-/// Pause before a write whose outcome is in doubt is asked about again.
-const REPEAT_AFTER: Duration = Duration::from_millis(50);
-const RECEIPT_LIFE_MIN: Duration = Duration::from_mins(1);
 /// Records asked for in one round trip of a list.
 const LIST_MAX: usize = 256;
 /// Records that one run of the sweep script forgets: Redis does nothing else meanwhile.
 const SWEEP_MAX: u64 = 256;
-/// Largest integer that Lua and sorted-set scores keep exactly. As Unix ms it is 285 000 years away.
-const EXPIRY_MS_MAX: u64 = 1 << 53;
 /// As microseconds, the year 2255.
 const COUNTER_MAX: u64 = 1 << 53;
+/// Pause before a read that met a server which another is about to replace.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -142,13 +142,17 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(to: u16) -> Self {
+        Self::start_to(Ipv4Addr::LOCALHOST, to).await
+    }
+
+    pub(crate) async fn start_to(address: Ipv4Addr, to: u16) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (cut_next_reply, links) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
         let (cut, count) = (Arc::clone(&cut_next_reply), Arc::clone(&links));
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else { continue };
+                let Ok(far) = TcpStream::connect((address, to)).await else { continue };
                 count.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(carry(near, far, Arc::clone(&cut)));
             }
@@ -158,6 +162,10 @@ impl Proxy {
 
     pub(crate) async fn backend(&self) -> RedisBackend {
         RedisBackend::connect(settings_for(self.port)).await.unwrap()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// The next request reaches the server, and its reply does not come back: the link ends instead.
@@ -188,7 +196,7 @@ async fn carry(near: TcpStream, far: TcpStream, cut: Arc<AtomicBool>) {
     tokio::select! { _ = requests => {}, _ = replies => {} }
 }
 
-/// A certificate authority and a server certificate for 127.0.0.1, as PEM files in `folder`.
+/// A certificate authority and a server certificate for an address, as PEM files in `folder`.
 pub(crate) struct Certificates {
     pub(crate) authority: PathBuf,
     pub(crate) certificate: PathBuf,
@@ -196,13 +204,15 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    pub(crate) fn make(folder: &Path) -> Self {
+    pub(crate) fn make(folder: &Path, address: Ipv4Addr) -> Self {
         let mut params = rcgen::CertificateParams::new([]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let authority =
             rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new([address.to_string()]).unwrap();
+        // Or OpenSSL, which the servers use among themselves, takes it for signed by itself.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "redis");
         let certificate = params.signed_by(&key, &authority).unwrap();
         let write = |name: &str, text: String| {
             let path = folder.join(name);
