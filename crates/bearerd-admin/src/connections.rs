@@ -80,7 +80,8 @@ pub(crate) async fn put(
     Ok(reply::resource(status, versioned.revision, ConnectionWritten { connection, connect_link }))
 }
 
-/// Delete a connection and forget its tokens at once; calls through it end within a second everywhere.
+/// Delete a connection and forget its tokens at once; calls through it end within a second everywhere. The tokens are
+/// revoked at the instance afterwards, unless another connection holds them too.
 #[utoipa::path(delete, path = "/v1/connections/{id}", tag = "connections",
     params(("id" = String, Path, description = "Connection id")), responses((status = 204, description = "Deleted")))]
 pub(crate) async fn delete(

@@ -11,13 +11,13 @@ use axum::{Router, body::Body};
 use bearerd_control::{ConnectRules, InstanceRules};
 use bearerd_crypto::KeyRing;
 use bearerd_model::{
-    AccessToken, Clock, Connection, ConnectionId, Exchanges, FakeClock, Generation, Grant, Health,
-    InstanceUser, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+    AccessToken, Clock, Connection, ConnectionId, Epoch, Exchanges, FakeClock, Generation, Grant, Health,
+    InstanceUser, IntegrationId, Intent, Lifecycle, Owner, ProfileName, RefreshToken, UnixTime,
 };
 use bearerd_net::{Connector, EgressSettings};
 use bearerd_policy::{ApiKey, KeyKind};
 use bearerd_store::{MemoryBackend, Store};
-use bearerd_tokens::{TokenEngine, TokenSettings};
+use bearerd_tokens::{ProcessPlace, TokenEngine, TokenSettings};
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -86,9 +86,15 @@ async fn door_with(settings: AdminSettings) -> Door {
     let clock: Arc<dyn Clock> = Arc::new(FakeClock::at(NOW));
     let registry = Registry::new();
     let connector = Connector::new(&EgressSettings::default()).unwrap();
-    let tokens =
-        TokenEngine::start(store.clone(), connector, Arc::clone(&clock), TokenSettings::default(), &registry)
-            .unwrap();
+    let tokens = TokenEngine::start(
+        store.clone(),
+        connector,
+        Arc::clone(&clock),
+        TokenSettings::default(),
+        ProcessPlace::alone(),
+        &registry,
+    )
+    .unwrap();
     let connect = ConnectRules {
         public_url: "https://connect.example".to_owned(),
         confirm: true,
@@ -154,8 +160,12 @@ impl Door {
 
     /// A connection as a consent leaves it, put straight into the store.
     async fn add_active_connection(&self, id: &str, integration: &str) {
+        self.store.create(&Self::active_connection(id, integration)).await.unwrap().unwrap();
+    }
+
+    fn active_connection(id: &str, integration: &str) -> Connection {
         let lifetime = Duration::from_mins(30);
-        let connection = Connection {
+        Connection {
             id: ConnectionId::parse(id).unwrap(),
             integration: IntegrationId::parse(integration).unwrap(),
             profile: ProfileName::default(),
@@ -185,8 +195,7 @@ impl Door {
             due_at: None,
             created_at: NOW,
             last_used_at: None,
-        };
-        self.store.create(&connection).await.unwrap().unwrap();
+        }
     }
 
     /// No answer so far held a secret that is not meant to be shown.
@@ -342,9 +351,11 @@ fn only_the_expected_schemas_hold_secrets() {
             "ImportRequest.token_type",
             "Integration.client_secret_set",
             "Integration.refresh_token_lifetime_secs",
+            "Integration.rotates_refresh_tokens",
             "Integration.token_endpoint",
             "Integration.token_endpoint_auth",
             "IntegrationRequest.refresh_token_lifetime_secs",
+            "IntegrationRequest.rotates_refresh_tokens",
             "IntegrationRequest.token_endpoint",
             "IntegrationRequest.token_endpoint_auth",
         ]
@@ -577,6 +588,73 @@ async fn an_active_connection_shows_everything_but_its_tokens() {
     let listed = door.get("/v1/connections").await.expect(200).body;
     assert_eq!(listed["items"][0]["instance"], INSTANCE);
     door.check_no_secret_was_said();
+}
+
+/// A generic provider: nothing is derived for it, and its refresh tokens rotate unless the operator says otherwise.
+#[tokio::test]
+async fn a_generic_integration_says_what_its_server_is_like() {
+    let door = door().await;
+    let hr = door.add_integration("hr").await.expect(201).body;
+    assert_eq!((&hr["provider"], &hr["rotates_refresh_tokens"]), (&json!("servicenow"), &json!(false)));
+    assert_eq!(hr["revocation_endpoint"], format!("{INSTANCE}/oauth_revoke_token.do"));
+    let mut body = integration("it");
+    body["provider"] = json!("generic");
+    let put = async |body: &Value| door.call("PUT", "/v1/integrations/it", body.clone()).await;
+    for endpoint in ["authorization_endpoint", "token_endpoint"] {
+        assert_eq!(put(&body).await.problem(422, "invalid_request").body["field"], endpoint);
+        body[endpoint] = json!(format!("{INSTANCE}/{endpoint}"));
+    }
+    let made = put(&body).await.expect(201).body;
+    assert_eq!((&made["rotates_refresh_tokens"], &made["revocation_endpoint"]), (&json!(true), &Value::Null));
+    let said = made["servicenow_form"].to_string();
+    assert!(said.contains("/oauth/callback/it") && !said.contains("System OAuth"), "{said}");
+    body["rotates_refresh_tokens"] = json!(false);
+    body["revocation_endpoint"] = json!(format!("{INSTANCE}/revoke"));
+    let changed = put(&body).await.expect(200).body;
+    assert_eq!(changed["rotates_refresh_tokens"], false);
+    assert_eq!(changed["revocation_endpoint"], format!("{INSTANCE}/revoke"));
+    let body = json!({"integration": "it", "expected_user": "abel"});
+    let refused = door.call("PUT", "/v1/connections/c", body).await.problem(422, "invalid_request");
+    assert_eq!(refused.body["field"], "expected_user");
+    door.check_no_secret_was_said();
+}
+
+/// What an operator must see before it hurts: a refresh token near its end, an exchange in doubt.
+#[tokio::test]
+async fn a_connection_shows_what_needs_a_person_soon() {
+    let door = door().await;
+    door.add_integration("hr").await.expect(201);
+    let day = Duration::from_hours(24);
+    for (id, left, expected) in [
+        ("far", Some(day * 100), Value::Null),
+        ("near", Some(day * 14), json!(14)),
+        ("hours", Some(day / 4), json!(1)),
+        ("over", Some(Duration::ZERO), Value::Null),
+        ("unknown", None, Value::Null),
+    ] {
+        let mut connection = Door::active_connection(id, "hr");
+        connection.grant.as_mut().unwrap().refresh_expires_at = left.map(|left| NOW + left);
+        door.store.create(&connection).await.unwrap().unwrap();
+        let shown = door.get(&format!("/v1/connections/{id}")).await.expect(200).body;
+        assert_eq!(shown["expires_soon_days"], expected, "{id}");
+        assert_eq!(shown["health"]["name"], "ok");
+    }
+    for (id, deadline, name) in [("open", NOW + day, "ok"), ("left", NOW, "uncertain")] {
+        let mut connection = Door::active_connection(id, "hr");
+        connection.exchanges.intent = Some(Intent {
+            epoch: Epoch(1),
+            owner: Owner { node: 1, run: 1 },
+            generation: Generation(3),
+            began_at: NOW,
+            deadline,
+            in_doubt: false,
+        });
+        door.store.create(&connection).await.unwrap().unwrap();
+        let health = door.get(&format!("/v1/connections/{id}")).await.expect(200).body["health"].clone();
+        assert_eq!(health["name"], name, "{id}: {health}");
+        let since = if name == "ok" { Value::Null } else { json!("2026-11-21T20:00:00Z") };
+        assert_eq!(health["since"], since, "{id}: {health}");
+    }
 }
 
 #[tokio::test]

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use bearerd_crash_points::{CrashPoint, crash_point};
 use bearerd_crypto::{Fingerprint, random_base62};
 use bearerd_model::{
     AccessToken, ConnectLink, Connection, ConnectionId, Exchanges, Freeze, Generation, Grant, GrantType,
-    Health, InstanceUser, Integration, IntegrationId, Lifecycle, ProfileName, RefreshToken, UnixTime,
+    Health, InstanceUser, Integration, IntegrationId, Lifecycle, Profile, ProfileName, Provider,
+    RefreshToken, UnixTime,
 };
 use bearerd_oauth::{TokenEndpointError, TokenResponse};
 use bearerd_store::Kind;
@@ -103,8 +105,9 @@ impl Control {
         let profile = integration.profiles.get(&spec.profile).ok_or_else(|| {
             ActError::invalid("profile", format!("{} has no profile {}", spec.integration, spec.profile))
         })?;
+        check_expectation(spec.expected_user.as_deref(), &integration)?;
         let now = self.clock.now();
-        let mut connection = Connection {
+        let connection = Connection {
             id,
             integration: spec.integration,
             profile: spec.profile,
@@ -122,31 +125,38 @@ impl Control {
         };
         match (spec.import, profile.grant_type) {
             (Some(_), GrantType::ClientCredentials) => {
-                return Err(ActError::invalid(
-                    "import",
-                    "a client_credentials profile obtains its own tokens",
-                ));
+                Err(ActError::invalid("import", "a client_credentials profile obtains its own tokens"))
             }
             (Some(tokens), GrantType::AuthorizationCode) => {
-                return self.import(connection, &integration, tokens).await;
+                let import = self.import(connection, &integration, tokens);
+                self.while_obtaining(&integration, Box::pin(import)).await?
             }
             (None, GrantType::ClientCredentials) => {
-                let obtained = self
-                    .tokens
-                    .client_credentials(&integration, profile)
-                    .await
-                    .map_err(|error| token_error(&error))?;
-                let lifetime = integration.refresh_token_lifetime;
-                connection.put_grant(grant_from(None, TokenCall::NewGrant, obtained, lifetime), now);
-                self.activate_after_test(&mut connection, &integration).await?;
+                let create = self.create_by_client(connection, &integration, profile);
+                self.while_obtaining(&integration, Box::pin(create)).await?
             }
-            (None, GrantType::AuthorizationCode) => {}
+            (None, GrantType::AuthorizationCode) => {
+                let versioned = self.add(connection, &integration).await?;
+                let connect_link = Some(self.issue_link(&versioned.record.id, by).await?);
+                Ok(CreatedConnection { versioned, connect_link })
+            }
         }
-        let needs_consent = connection.grant.is_none();
-        let versioned = self.add(connection, &integration).await?;
-        let id = &versioned.record.id;
-        let connect_link = if needs_consent { Some(self.issue_link(id, by).await?) } else { None };
-        Ok(CreatedConnection { versioned, connect_link })
+    }
+
+    async fn create_by_client(
+        &self,
+        mut connection: Connection,
+        integration: &Integration,
+        profile: &Profile,
+    ) -> Result<CreatedConnection, ActError> {
+        let obtained = self.tokens.client_credentials(integration, profile).await;
+        let obtained = obtained.map_err(|error| token_error(&error))?;
+        let lifetime = integration.refresh_token_lifetime;
+        let grant = grant_from(None, TokenCall::NewGrant, obtained, lifetime);
+        connection.put_grant(grant, self.clock.now());
+        self.activate_after_test(&mut connection, integration).await?;
+        let versioned = self.add(connection, integration).await?;
+        Ok(CreatedConnection { versioned, connect_link: None })
     }
 
     /// Writes a new connection, with tokens or without.
@@ -208,7 +218,12 @@ impl Control {
         if let Some(labels) = &change.labels {
             check_labels(labels)?;
         }
-        check_expected_user(change.expected_user.as_ref().and_then(Option::as_deref))?;
+        let expected_user = change.expected_user.as_ref().and_then(Option::as_deref);
+        check_expected_user(expected_user)?;
+        if expected_user.is_some() {
+            let connection = self.found::<Connection>("connection", id.as_str()).await?.record;
+            check_expectation(expected_user, &self.integration(&connection.integration).await?.record)?;
+        }
         self.alter::<Connection>("connection", id.as_str(), expected, |connection| {
             if let Some(labels) = &change.labels {
                 connection.labels.clone_from(labels);
@@ -237,14 +252,23 @@ impl Control {
         self.issue_link(id, by).await
     }
 
-    /// Confirms that `user` (a `user_name` or `sys_id`) is who was meant to consent; lends the tokens from now on.
+    /// Confirms that `user` (a `user_name` or `sys_id`) is who was meant to consent; lends the tokens from now on. Under
+    /// a generic provider nobody but the operator can say who it was, and `user` is what the connection shows then.
     ///
     /// # Errors
-    /// `Conflict` (`nothing_to_confirm`, `other_user`); `NotFound`, `Store`.
+    /// `Conflict` (`nothing_to_confirm`, `other_user`); `Invalid`, `NotFound`, `Store`.
     pub async fn confirm(&self, id: &ConnectionId, user: &str) -> Result<Versioned<Connection>, ActError> {
+        check_expected_user(Some(user))
+            .map_err(|_| ActError::invalid("user", "it is a user_name or a sys_id"))?;
         let now = self.clock.now();
+        let read = self.found::<Connection>("connection", id.as_str()).await?.record;
+        let vouched = self.integration(&read.integration).await?.record.provider == Provider::Generic;
         self.alter::<Connection>("connection", id.as_str(), None, |connection| {
             let waits = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
+            if waits && vouched && connection.user.is_none() && is_same_grant(connection, &read) {
+                let (sys_id, name) = (String::new(), user.to_owned());
+                connection.user = Some(InstanceUser { sys_id, user_name: name.clone(), name });
+            }
             let Some(held) = connection.user.as_ref().filter(|_| waits) else {
                 return Err(ActError::Conflict {
                     code: "nothing_to_confirm",
@@ -331,9 +355,18 @@ impl Control {
     /// Reads the connection's own user at the instance.
     ///
     /// # Errors
-    /// `Conflict` (`not_usable`) without a usable token; `Upstream`.
+    /// `Conflict` (`not_usable`) without a usable token, (`no_user_call`) under a generic provider; `Upstream`.
     pub async fn test(&self, id: &ConnectionId) -> Result<TestReport, ActError> {
         let before = self.connection(id).await?.record;
+        if self.integration(&before.integration).await?.record.provider == Provider::Generic {
+            return Err(ActError::Conflict {
+                code: "no_user_call",
+                message: format!(
+                    "connection {id} is under a generic provider: no call is known that tells its user"
+                ),
+                fix: format!("Run bearerd connection refresh {id}, or make a call through the connection."),
+            });
+        }
         if matches!(before.lifecycle, Lifecycle::Active { .. }) {
             // Whatever this says, the call below tells it better.
             let _ = self.tokens.acquire(id).await;
@@ -395,7 +428,8 @@ impl Control {
             .unwrap_or_default())
     }
 
-    /// Forgets the connection and its tokens at once; calls through it end within a second everywhere.
+    /// Forgets the connection and its tokens at once; calls through it end within a second everywhere. The tokens are
+    /// revoked at the instance afterwards, unless another connection holds them too.
     ///
     /// # Errors
     /// `NotFound`, `Changed`, `Store`.
@@ -406,9 +440,18 @@ impl Control {
     ) -> Result<(), ActError> {
         for _ in 0..DELETE_TRIES {
             let stored = self.found::<Connection>("connection", id.as_str()).await?;
+            if expected.is_some_and(|expected| expected != stored.revision) {
+                return Err(ActError::Changed);
+            }
+            let queued = self.queue_revocations(&stored.record).await?;
             match self.remove::<Connection>(Kind::Connection, id.as_str(), stored.revision, expected).await {
                 Err(ActError::Changed) if expected.is_none() => {} // a refresh was committed in between
-                result => return result,
+                Ok(()) => {
+                    self.arm(queued).await;
+                    self.forget_expiry(id).await;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(ActError::Changed)
@@ -450,6 +493,9 @@ impl Control {
             connection.put_grant(grant, self.clock.now());
             match self.activate_after_test(&mut connection, integration).await {
                 Ok(()) => {
+                    if tokens.refresh_token.is_some() {
+                        self.expect_expiry(&connection.id, tokens.refresh_expires_at).await;
+                    }
                     let versioned = self.add(connection, integration).await?;
                     return Ok(CreatedConnection { versioned, connect_link: None });
                 }
@@ -463,9 +509,11 @@ impl Control {
             return Err(ActError::invalid("import", problem));
         };
         let now = self.clock.now();
+        self.expect_expiry(&connection.id, tokens.refresh_expires_at).await;
         connection.put_grant(not_yet_refreshed(refresh_token, tokens.refresh_expires_at, now), now);
         connection.lifecycle = Lifecycle::AwaitingConfirmation { since: now };
         let id = self.add(connection, integration).await?.record.id;
+        crash_point(CrashPoint::ImportStored);
         let versioned = self.spend_imported(&id, integration).await?;
         Ok(CreatedConnection { versioned, connect_link: None })
     }
@@ -479,6 +527,7 @@ impl Control {
     ) -> Result<Versioned<Connection>, ActError> {
         let refreshed = self.tokens.refresh_now(id).await?;
         let mut refreshed = refreshed.ok_or(ActError::Changed)?;
+        crash_point(CrashPoint::ImportSpent);
         if !refreshed.grant.as_ref().is_some_and(Grant::has_access_token) {
             let (reason, strikes) = match &refreshed.health {
                 Health::Failing { reason, strikes, .. } => (reason.clone(), *strikes),
@@ -539,16 +588,23 @@ impl Control {
         if stored.record.created_at != imported.created_at {
             return Ok(());
         }
-        self.remove::<Connection>(Kind::Connection, id, stored.revision, None).await
+        self.remove::<Connection>(Kind::Connection, id, stored.revision, None).await?;
+        self.forget_expiry(&imported.id).await;
+        Ok(())
     }
 
-    /// Reads who the tokens act as, checks it against `expected_user`, and activates.
+    /// Reads who the tokens act as, checks it against `expected_user`, and activates. Under a generic provider there is
+    /// nobody to ask: whoever brought the tokens, or registered the client, vouches for them.
     async fn activate_after_test(
         &self,
         connection: &mut Connection,
         integration: &Integration,
     ) -> Result<(), ActError> {
         let Some(grant) = &connection.grant else { return Ok(()) };
+        if integration.provider == Provider::Generic {
+            connection.lifecycle = Lifecycle::Active { since: self.clock.now() };
+            return Ok(());
+        }
         let user = self
             .tokens
             .read_user(integration, &grant.access_token)
@@ -625,6 +681,17 @@ fn check_expected_user(user: Option<&str>) -> Result<(), ActError> {
     } else {
         Err(ActError::invalid("expected_user", "it is a user_name or a sys_id"))
     }
+}
+
+/// Nobody can be expected where the server does not say who consented: the grant would wait for ever, or be lent to
+/// anybody.
+fn check_expectation(user: Option<&str>, integration: &Integration) -> Result<(), ActError> {
+    if user.is_none() || integration.provider != Provider::Generic {
+        return Ok(());
+    }
+    let problem =
+        "a generic provider does not say who consented: leave it out; an operator confirms the consent";
+    Err(ActError::invalid("expected_user", problem))
 }
 
 /// A failed token call, as the operator who asked for it sees it.

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use bearerd_crash_points::{CrashPoint, crash_point};
 use bearerd_crypto::{base64url, random_base62, random_bytes, random_hex, sha256};
 use bearerd_model::{
     AuthorizationCode, ConnectLink, Connection, ConnectionId, ConsentFlow, ConsentOutcome, ConsentResult,
     Grant, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier,
-    SecretText, UnixTime,
+    Provider, SecretText, UnixTime,
 };
 use bearerd_oauth::{AuthorizationRequest, CallbackError, TokenEndpointError};
 use bearerd_store::{Kind, StoreError, UpdateError};
@@ -228,6 +229,7 @@ impl Control {
         let flow =
             self.store.take::<ConsentFlow>(&state_hash, now).await.map_err(|error| store_fault(&error))?;
         let flow = flow.ok_or(ConsentFault::StateInvalid)?;
+        crash_point(CrashPoint::ConsentCodeTaken);
         self.check_path(&flow, callback.path_integration.as_deref())?;
         self.check_browser(&flow, &callback.cookies)?;
         if callback.iss.as_deref().is_some_and(|iss| iss != flow.instance.as_str()) {
@@ -292,24 +294,48 @@ impl Control {
         if integration.instance != flow.instance || integration.redirect_uri != flow.redirect_uri {
             return Err(integration_changed());
         }
+        let obtaining =
+            self.while_obtaining(&integration, Box::pin(self.obtain(flow, &integration, &code))).await;
+        obtaining.unwrap_or_else(|_| Err(store_failure()))
+    }
+
+    /// Exchanges the code, tries the access token with the user call, and only then puts the grant in the place of the
+    /// one before, which serves until then.
+    async fn obtain(
+        &self,
+        flow: &ConsentFlow,
+        integration: &Integration,
+        code: &AuthorizationCode,
+    ) -> Result<ConsentResult, Failure> {
+        let ends_at = self.clock.now() + integration.refresh_token_lifetime;
+        self.expect_expiry(&flow.connection, Some(ends_at)).await;
         let obtained = self
             .tokens
-            .exchange_code(&integration, &code, &flow.redirect_uri, flow.verifier.as_ref())
+            .exchange_code(integration, code, &flow.redirect_uri, flow.verifier.as_ref())
             .await
             .map_err(|error| exchange_failure(&error))?;
+        crash_point(CrashPoint::ConsentExchanged);
         let grant = grant_from(None, TokenCall::NewGrant, obtained, integration.refresh_token_lifetime);
-        match self.who_consented(&integration, &grant).await {
-            Ok(user) => self.hold(flow, &integration, &grant, user).await,
-            Err(failure) => Err(self.hold_unread(flow, &integration, &grant, failure).await),
+        match self.who_consented(integration, &grant).await {
+            Ok(user) => self.hold(flow, integration, &grant, user).await,
+            Err(failure) => Err(self.hold_unread(flow, integration, &grant, failure).await),
         }
     }
 
-    async fn who_consented(&self, integration: &Integration, grant: &Grant) -> Result<InstanceUser, Failure> {
+    /// `None`: the provider has no call that tells.
+    async fn who_consented(
+        &self,
+        integration: &Integration,
+        grant: &Grant,
+    ) -> Result<Option<InstanceUser>, Failure> {
+        if integration.provider == Provider::Generic {
+            return Ok(None);
+        }
         let mut tries = 0;
         loop {
             tries += 1;
             match self.tokens.read_user(integration, &grant.access_token).await {
-                Ok(user) => return Ok(user),
+                Ok(user) => return Ok(Some(user)),
                 Err(error @ (UserCallError::Unreachable(_) | UserCallError::Status(_)))
                     if tries < USER_CALL_TRIES =>
                 {
@@ -322,30 +348,37 @@ impl Control {
     }
 
     /// Puts the new grant in its place: lent at once if the user is the one meant, else kept until confirmed. A
-    /// working connection is never given to another user.
+    /// working connection is never given to another user; nor, where operators confirm, to one that nobody names.
     async fn hold(
         &self,
         flow: &ConsentFlow,
         integration: &Integration,
         grant: &Grant,
-        user: InstanceUser,
+        user: Option<InstanceUser>,
     ) -> Result<ConsentResult, Failure> {
         let now = self.clock.now();
         let confirm = self.connect.confirm;
-        let connection = self
+        let placed = self
             .place(flow, integration, grant, |connection| {
-                let same = connection.user.as_ref().is_some_and(|held| held.sys_id == user.sys_id);
+                let held = connection.user.as_ref().map(|held| &held.sys_id);
+                let same = user.as_ref().is_some_and(|user| held == Some(&user.sys_id));
                 let lends = matches!(connection.lifecycle, Lifecycle::Active { .. });
                 let was_trusted =
                     lends || matches!(connection.lifecycle, Lifecycle::ReauthorizationRequired { .. });
-                let trusted = match &connection.expected_user {
-                    Some(expected) => is_user(&user, expected),
-                    None => (was_trusted && same) || (!confirm && (!lends || connection.user.is_none())),
+                let trusted = match (&user, &connection.expected_user) {
+                    (Some(user), Some(expected)) => is_user(user, expected),
+                    (Some(_), None) => {
+                        (was_trusted && same) || (!confirm && (!lends || connection.user.is_none()))
+                    }
+                    (None, Some(_)) => false,
+                    (None, None) => !confirm,
                 };
-                if lends && !trusted {
-                    return Err(other_user(connection, &user));
+                match &user {
+                    Some(user) if lends && !trusted => return Err(other_user(connection, user)),
+                    None if lends && !trusted => return Err(unnamed_user(&connection.id)),
+                    None if trusted => {}
+                    user => connection.user.clone_from(user),
                 }
-                connection.user = Some(user.clone());
                 connection.lifecycle = match (trusted, &connection.lifecycle) {
                     (true, Lifecycle::Active { since }) => Lifecycle::Active { since: *since },
                     (true, _) => Lifecycle::Active { since: now },
@@ -353,20 +386,40 @@ impl Control {
                 };
                 Ok(())
             })
-            .await?;
+            .await;
+        if let (Err(Failure { code: OTHER_USER, .. }), Some(_)) = (&placed, &user) {
+            self.revoke_refused(flow, integration, grant).await; // O-23
+        }
+        let connection = placed?;
         let awaits_confirmation = matches!(connection.lifecycle, Lifecycle::AwaitingConfirmation { .. });
         info!(
             connection.id = %connection.id, integration.id = %flow.integration, awaits_confirmation,
             "consent given for connection {}", connection.id
         );
+        // The user name is what `confirm` takes; a user without one has its sys_id.
+        let (user, user_name) = match user {
+            Some(user) if user.user_name.is_empty() => (user.name, user.sys_id),
+            Some(user) => (user.name, user.user_name),
+            None => (UNNAMED.to_owned(), String::new()),
+        };
+        let instance = flow.instance.clone();
         Ok(ConsentResult::Connected {
             connection: connection.id,
-            instance: flow.instance.clone(),
-            user: user.name,
-            // What `confirm` takes; a user without a name has its sys_id.
-            user_name: if user.user_name.is_empty() { user.sys_id } else { user.user_name },
+            instance,
+            user,
+            user_name,
             awaits_confirmation,
         })
+    }
+
+    /// Tokens that nobody here will use.
+    async fn revoke_refused(&self, flow: &ConsentFlow, integration: &Integration, grant: &Grant) {
+        match self.queue_grant(&flow.connection, Some(grant), integration).await {
+            Ok(queued) => self.arm(queued).await,
+            Err(error) => {
+                warn!(connection.id = %flow.connection, %error, "tokens of a refused consent are not revoked");
+            }
+        }
     }
 
     /// Keeps a grant whose user could not be read, unless the connection works with another: the person need not
@@ -454,9 +507,10 @@ impl Control {
                 (Err(_), _) => return Err(store_failure()),
             }
         };
+        crash_point(CrashPoint::ConsentStored);
         // A change of the client purges what it finds; what came in behind it is purged here (I-4).
         if !self.has_same_client(integration).await.map_err(|_| store_failure())? {
-            let purged = self.purge(&placed, grant.granted_at).await;
+            let purged = self.purge(&placed, integration, grant.granted_at).await;
             return Err(purged.map_or_else(|_| store_failure(), |()| integration_changed()));
         }
         self.in_force(Kind::Connection, placed.id.as_str()).await;
@@ -506,6 +560,10 @@ struct Failure {
     detail: Option<String>,
 }
 
+/// Someone else consented to a connection that works.
+const OTHER_USER: &str = "other_user";
+/// Stands for a user that the server does not name.
+const UNNAMED: &str = "the person who consented";
 /// What helps where nothing needs to be changed.
 const RETRY: &str = "Ask for a new connect link: bearerd connection reauthorize.";
 
@@ -532,12 +590,23 @@ fn other_user(connection: &Connection, user: &InstanceUser) -> Failure {
     let expected =
         expected.or(connection.user.as_ref().map(|held| held.user_name.as_str())).unwrap_or("another user");
     Failure::new(
-        "other_user",
+        OTHER_USER,
         format!(
             "{} consented, but this connection belongs to {expected}. It goes on with its old tokens.",
             user.user_name
         ),
         "Log out of the instance and open a new link as the right user, or make a connection of its own for this one.",
+    )
+}
+
+/// A generic provider does not say who consented.
+fn unnamed_user(connection: &ConnectionId) -> Failure {
+    Failure::new(
+        "user_unknown",
+        format!(
+            "The server does not say who consented, and connection {connection} works: it goes on with its old tokens."
+        ),
+        "Make a connection of its own for the new grant and confirm that one; or set connect.confirm = false, where operators consent for themselves.",
     )
 }
 

@@ -20,7 +20,8 @@ pub struct IntegrationSpec {
     pub client_id: String,
     /// On change, `None` keeps the stored secret; on creation it makes a public client.
     pub client_secret: Option<ClientSecret>,
-    /// `None`: ServiceNow's `/oauth_auth.do` under the instance, and so on.
+    /// `None`: ServiceNow's `/oauth_auth.do` under the instance, and so on. A generic provider has no such defaults: the
+    /// first two are needed, and without the third nothing is revoked.
     pub authorization_endpoint: Option<String>,
     pub token_endpoint: Option<String>,
     pub revocation_endpoint: Option<String>,
@@ -33,11 +34,15 @@ pub struct IntegrationSpec {
     pub profiles: BTreeMap<ProfileName, Profile>,
     /// `None`: 100 days.
     pub refresh_token_lifetime: Option<Duration>,
+    /// Whether a refresh spends the refresh token. `None`: as the provider does.
+    pub rotates_refresh_tokens: Option<bool>,
     pub ca_file: Option<String>,
 }
 
 /// Longest client id, in bytes: ServiceNow's are 32.
 const CLIENT_ID_BYTES_MAX: usize = 255;
+/// A connection that is being purged may be refreshed meanwhile, once or twice.
+const PURGE_TRIES: usize = 8;
 /// Most profiles, and most scopes of one.
 const LIST_MAX: usize = 64;
 
@@ -50,7 +55,7 @@ impl Control {
     ///
     /// # Errors
     /// `Invalid`, `Conflict` (`instance_not_allowed`, `redirect_uri_taken`, `client_taken`, `in_use`,
-    /// `would_purge_connections`), `Changed`, `Store`.
+    /// `would_purge_connections`, `spill_dir_missing`), `Changed`, `Store`.
     pub async fn put_integration(
         &self,
         id: IntegrationId,
@@ -80,6 +85,7 @@ impl Control {
         check_spec(&spec, &self.instances)?;
         let new_client =
             old.as_ref().is_none_or(|old| old.instance != spec.instance || old.client_id != spec.client_id);
+        self.check_rotation(&spec)?;
         let next = self.assemble(&id, spec, old.as_ref()).await?;
         let by_client = |profile: &Profile| profile.grant_type == GrantType::ClientCredentials;
         if next.client_secret.is_none() && next.profiles.values().any(by_client) {
@@ -106,8 +112,9 @@ impl Control {
             )
             .await?;
         }
-        if other_client {
-            self.purge_under(&id).await?;
+        let purged = old.as_ref().filter(|_| other_client);
+        if let Some(old) = purged {
+            self.purge_under(old).await?;
         }
         let written = self.put(stored, next.clone(), expected, |old| is_same(old, &next)).await?;
         self.keep_claims(&written, old.as_ref()).await?;
@@ -119,8 +126,8 @@ impl Control {
                 self.release(&client_claim(old), &id).await?;
             }
         }
-        if other_client {
-            self.purge_under(&id).await?; // what a refresh or a consent under way brought in between
+        if let Some(old) = purged {
+            self.purge_under(old).await?; // what a refresh or a consent under way brought in between
         }
         Ok(written)
     }
@@ -209,7 +216,12 @@ impl Control {
     ) -> Result<Integration, ActError> {
         let now = self.clock.now();
         let redirect_uri = self.redirect_uri(id, spec.redirect_uri, old).await?;
-        let derived = Endpoints::servicenow(&spec.instance);
+        let derived = match spec.provider {
+            Provider::Servicenow => Endpoints::servicenow(&spec.instance),
+            Provider::Generic => {
+                Endpoints { authorization: String::new(), token: String::new(), revocation: String::new() }
+            }
+        };
         let mut profiles = spec.profiles;
         profiles.entry(ProfileName::default()).or_default();
         Ok(Integration {
@@ -230,10 +242,27 @@ impl Control {
             refresh_token_lifetime: spec
                 .refresh_token_lifetime
                 .unwrap_or(Integration::REFRESH_TOKEN_LIFETIME_DEFAULT),
-            rotates_refresh_tokens: spec.provider.rotates_refresh_tokens(),
+            rotates_refresh_tokens: rotates(spec.provider, spec.rotates_refresh_tokens),
             ca_file: spec.ca_file,
             created_at: old.map_or(now, |old| old.created_at),
             updated_at: now,
+        })
+    }
+
+    /// # Errors
+    /// `Conflict` where a rotated refresh token could be lost.
+    fn check_rotation(&self, spec: &IntegrationSpec) -> Result<(), ActError> {
+        if self.admits_rotation || !rotates(spec.provider, spec.rotates_refresh_tokens) {
+            return Ok(());
+        }
+        Err(ActError::Conflict {
+            code: "spill_dir_missing",
+            message: "the store is shared and tokens.spill_dir is not set: a rotated refresh token that the store does \
+                      not take would be lost with the process"
+                .to_owned(),
+            fix: "Set tokens.spill_dir to a directory on a local disk in every process's settings and start again; or \
+                  set rotates_refresh_tokens to false, if the server returns the refresh token that it was sent."
+                .to_owned(),
         })
     }
 
@@ -374,56 +403,48 @@ impl Control {
         })
     }
 
-    /// Purges every grant under the integration that was given until now.
-    async fn purge_under(&self, id: &IntegrationId) -> Result<(), ActError> {
+    /// Purges every grant that was given to this client until now.
+    async fn purge_under(&self, client: &Integration) -> Result<(), ActError> {
         let now = self.clock.now();
-        for connection in self.connections_under(id).await? {
+        for connection in self.connections_under(&client.id).await? {
             if connection.grant.as_ref().is_some_and(|grant| grant.granted_at <= now) {
-                self.purge(&connection, now).await?;
+                self.purge(&connection, client, now).await?;
             }
         }
         Ok(())
     }
 
-    /// Ends the connection's grant if it was given at `until` or earlier.
-    pub(crate) async fn purge(&self, connection: &Connection, until: UnixTime) -> Result<(), ActError> {
-        let now = self.clock.now();
+    /// Ends the connection's grant if it was given at `until` or earlier. `client`: whose tokens they are.
+    pub(crate) async fn purge(
+        &self,
+        connection: &Connection,
+        client: &Integration,
+        until: UnixTime,
+    ) -> Result<(), ActError> {
+        let id = &connection.id;
         let integration = self.integration(&connection.integration).await?.record;
         let by_client = integration
             .profiles
             .get(&connection.profile)
             .is_some_and(|profile| profile.grant_type == GrantType::ClientCredentials);
-        let purged = self
-            .alter::<Connection>("connection", connection.id.as_str(), None, |connection| {
-                if connection.grant.as_ref().is_some_and(|grant| grant.granted_at > until) {
-                    return Ok(());
-                }
-                connection.purge_grant(now);
-                connection.due_at = by_client.then_some(now);
-                connection.lifecycle = match &connection.lifecycle {
-                    _ if by_client => Lifecycle::Active { since: now },
-                    // Nobody has vouched for this user: the next consent waits for a confirmation too (O-21).
-                    Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. } => {
-                        Lifecycle::AwaitingConsent { since: now }
-                    }
-                    Lifecycle::Active { .. } | Lifecycle::ReauthorizationRequired { .. } => {
-                        Lifecycle::ReauthorizationRequired {
-                            since: now,
-                            cause: DeathCause::IntegrationChanged,
-                        }
-                    }
-                };
-                Ok(())
-            })
-            .await;
-        match purged {
-            Ok(_) => {
-                info!(connection.id = %connection.id, "tokens of connection {} purged: its integration changed", connection.id);
-                Ok(())
+        for _ in 0..PURGE_TRIES {
+            let Some(Versioned { revision, mut record }) = self.store.load::<Connection>(id.as_str()).await?
+            else {
+                return Ok(()); // deleted meanwhile
+            };
+            if record.grant.as_ref().is_none_or(|grant| grant.granted_at > until) {
+                return Ok(());
             }
-            Err(ActError::NotFound { .. }) => Ok(()), // deleted meanwhile
-            Err(error) => Err(error),
+            let queued = self.queue_grant(id, record.grant.as_ref(), client).await?;
+            purge_grant(&mut record, by_client, self.clock.now());
+            if self.store.replace(revision, &record).await?.is_some() {
+                self.arm(queued).await;
+                self.in_force(Kind::Connection, id.as_str()).await;
+                info!(connection.id = %id, "tokens of connection {id} purged: its integration changed");
+                return Ok(());
+            }
         }
+        Err(ActError::Changed)
     }
 
     /// Whether the integration still is the client that it was when it was read.
@@ -431,6 +452,26 @@ impl Control {
         let now = self.store.load::<Integration>(read.id.as_str()).await?;
         Ok(now.is_some_and(|now| !is_other_client(read, &now.record)))
     }
+}
+
+fn purge_grant(connection: &mut Connection, by_client: bool, now: UnixTime) {
+    connection.purge_grant(now);
+    connection.due_at = by_client.then_some(now);
+    connection.lifecycle = match &connection.lifecycle {
+        _ if by_client => Lifecycle::Active { since: now },
+        // Nobody has vouched for this user: the next consent waits for a confirmation too (O-21).
+        Lifecycle::AwaitingConsent { .. } | Lifecycle::AwaitingConfirmation { .. } => {
+            Lifecycle::AwaitingConsent { since: now }
+        }
+        Lifecycle::Active { .. } | Lifecycle::ReauthorizationRequired { .. } => {
+            Lifecycle::ReauthorizationRequired { since: now, cause: DeathCause::IntegrationChanged }
+        }
+    };
+}
+
+/// As the operator said, or as the provider does.
+fn rotates(provider: Provider, asked: Option<bool>) -> bool {
+    asked.unwrap_or_else(|| provider.rotates_refresh_tokens())
 }
 
 fn redirect_claim(uri: &str) -> String {
@@ -463,6 +504,7 @@ fn is_same(old: &Integration, next: &Integration) -> bool {
         && old.redirect_uri == next.redirect_uri
         && old.profiles == next.profiles
         && old.refresh_token_lifetime == next.refresh_token_lifetime
+        && old.rotates_refresh_tokens == next.rotates_refresh_tokens
         && old.ca_file == next.ca_file
 }
 
@@ -482,6 +524,16 @@ fn check_spec(spec: &IntegrationSpec, rules: &InstanceRules) -> Result<(), ActEr
     ] {
         if let Some(endpoint) = endpoint {
             check_endpoint(name, endpoint, rules)?;
+        }
+    }
+    if spec.provider == Provider::Generic {
+        for (name, endpoint) in [
+            ("authorization_endpoint", &spec.authorization_endpoint),
+            ("token_endpoint", &spec.token_endpoint),
+        ] {
+            if endpoint.is_none() {
+                return Err(ActError::invalid(name, "a generic provider has no default: give it"));
+            }
         }
     }
     if spec.profiles.len() > LIST_MAX {

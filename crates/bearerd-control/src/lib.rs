@@ -5,11 +5,15 @@
 mod connections;
 mod consent;
 mod error;
+mod expiry;
+mod gate;
 mod integrations;
 mod keys;
+mod metrics;
 mod policies;
 mod publish;
 mod record;
+mod revocation;
 mod settings;
 #[cfg(test)]
 mod testing;
@@ -23,7 +27,9 @@ use bearerd_model::Clock;
 use bearerd_policy::{SharedSnapshot, Snapshot};
 use bearerd_store::Store;
 use bearerd_tokens::TokenEngine;
-use tokio::sync::Mutex;
+use metrics::Metrics;
+use prometheus::Registry;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
@@ -32,6 +38,7 @@ pub use connections::{
 };
 pub use consent::{BegunConsent, Callback, ConsentFault, LinkPage};
 pub use error::{ActError, Field};
+pub use expiry::expires_soon;
 pub use integrations::IntegrationSpec;
 pub use keys::{IssuedKey, KeySpec};
 pub use policies::PolicySpec;
@@ -68,6 +75,9 @@ pub struct Control {
     instances: Arc<InstanceRules>,
     hashes: Arc<Hashes>,
     spread: Arc<Spread>,
+    work: Arc<Work>,
+    /// Whether an integration may rotate refresh tokens here.
+    admits_rotation: bool,
     /// Acts on integrations read several records to decide: in this process, one at a time.
     integration_acts: Arc<Mutex<()>>,
     /// Acts that are brought to their end whatever becomes of who asked.
@@ -83,6 +93,16 @@ struct Hashes {
     cookie: KeyedHash,
     claim: KeyedHash,
     fingerprint: KeyedHash,
+    revoked: KeyedHash,
+    gate: KeyedHash,
+}
+
+/// What goes on behind the acts.
+#[derive(Debug, Default)]
+struct Work {
+    metrics: Metrics,
+    /// An act of this process has put a token into the revocation queue.
+    revocations_due: Notify,
 }
 
 impl Control {
@@ -102,6 +122,8 @@ impl Control {
             cookie: root.keyed_hash("consent cookie"),
             claim: root.keyed_hash("claim"),
             fingerprint: root.keyed_hash("token fingerprint"),
+            revoked: root.keyed_hash("revoked token"),
+            gate: root.keyed_hash("revocation gate"),
         };
         let empty = Snapshot::compile([], [], hashes.caller_key.clone());
         Self {
@@ -113,9 +135,27 @@ impl Control {
             instances: Arc::new(instances),
             hashes: Arc::new(hashes),
             spread: Arc::default(),
+            work: Arc::default(),
+            admits_rotation: true,
             integration_acts: Arc::default(),
             acts: TaskTracker::new(),
         }
+    }
+
+    /// Whether an integration may rotate refresh tokens: not where processes share a store and `tokens.spill_dir` is
+    /// not set, since a rotated token that the store does not take must be kept on this machine. Default: true.
+    #[must_use]
+    pub fn admitting_rotation(mut self, admits: bool) -> Self {
+        self.admits_rotation = admits;
+        self
+    }
+
+    /// Shows what control counts: revocations and refresh tokens near their end.
+    ///
+    /// # Errors
+    /// A metric's name is registered already.
+    pub fn register_metrics(&self, registry: &Registry) -> prometheus::Result<()> {
+        self.work.metrics.register(registry)
     }
 
     /// Waits, at most `limit`, for acts under way: a code or a refresh token that was spent must be stored.

@@ -1,5 +1,6 @@
-//! Spreads changes: reads the change counter every 250 ms and brings what changed into memory. Every act of this
-//! process does the same at once, so that an operator sees an act in force when it returns.
+//! Spreads changes: reads the change counter every 250 ms, and as soon as the store says that there is something new,
+//! and brings what changed into memory. Every act of this process does the same at once, so that an operator sees an act
+//! in force when it returns.
 
 use std::{
     collections::BTreeSet,
@@ -46,6 +47,8 @@ pub struct Readiness {
 
 /// How often the change counter is read (product contract §7).
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+/// Least time between two looks: a storm of changes costs at most some fifty a second.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 /// How often expired records are swept and last uses written.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 /// Records read at once where all of a kind are.
@@ -67,6 +70,13 @@ impl Control {
         self.follow().await?;
         for integration in self.all::<Integration>().await? {
             let (held, own) = (&integration.redirect_uri, self.own_redirect_uri(&integration.id));
+            if integration.rotates_refresh_tokens && !self.admits_rotation {
+                error!(
+                    integration.id = %integration.id,
+                    "integration {} rotates refresh tokens, the store is shared, and tokens.spill_dir is not set: a \
+                     token that the store does not take is lost with this process; set tokens.spill_dir", integration.id
+                );
+            }
             if *held != self.shared_redirect_uri() && *held != own {
                 warn!(
                     integration.id = %integration.id,
@@ -78,13 +88,15 @@ impl Control {
         Ok(())
     }
 
-    /// Follows the store until `closing` fires: changes every 250 ms, tidying every minute. Side by side: tidying
-    /// writes a record for each key in use, and a revocation does not wait for that.
+    /// Follows the store until `closing` fires, tidies every minute, revokes what is to be revoked, and tells of refresh
+    /// tokens that end. Side by side: a deleted key must not wait for any of the rest.
     pub async fn run(&self, closing: CancellationToken) {
         let following = async {
             let mut ticks = every(FOLLOW_EVERY);
-            while next(&mut ticks, &closing).await {
-                let _ = self.follow().await; // logged where it changes
+            let mut followed = None;
+            while self.next_change(&mut ticks, followed, &closing).await {
+                followed = self.follow().await.ok(); // failures are logged where they change
+                tokio::time::sleep(FOLLOW_PAUSE).await;
             }
         };
         let tidying = async {
@@ -93,18 +105,40 @@ impl Control {
                 self.tidy().await;
             }
         };
-        tokio::join!(following, tidying);
+        tokio::join!(following, tidying, self.work_on_revocations(&closing), self.tell_of_expiry(&closing));
         self.write_last_uses().await;
     }
 
-    /// Takes over what changed since last time.
-    pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+    /// Waits for the next tick, or for news in the store after `followed`. A store that did not answer is not asked for
+    /// news: `None` waits for the tick. `false`: `closing` has fired.
+    async fn next_change(
+        &self,
+        ticks: &mut Interval,
+        followed: Option<ChangeCounter>,
+        closing: &CancellationToken,
+    ) -> bool {
+        let news = async {
+            match followed {
+                Some(counter) => self.store.changed(counter).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => false,
+            _ = ticks.tick() => true,
+            () = news => true,
+        }
+    }
+
+    /// Takes over what changed since last time. The counter that it followed to.
+    pub(crate) async fn follow(&self) -> Result<ChangeCounter, StoreError> {
         let mut followed = self.spread.followed.lock().await;
         let result = self.follow_from(&mut followed).await;
         let reachable = result.is_ok();
         if self.spread.store_reachable.swap(reachable, Ordering::Relaxed) != reachable {
             match &result {
-                Ok(()) => info!("the store answers"),
+                Ok(_) => info!("the store answers"),
                 Err(error) => error!(%error, "the store does not answer: {error}"),
             }
         }
@@ -112,7 +146,7 @@ impl Control {
     }
 
     /// Keys and policies first: a revoked key waits for no connection.
-    async fn follow_from(&self, followed: &mut Followed) -> Result<(), StoreError> {
+    async fn follow_from(&self, followed: &mut Followed) -> Result<ChangeCounter, StoreError> {
         let asked_at = self.clock.now();
         let changes = match followed.counter {
             Some(counter) => self.store.changes(counter).await?,
@@ -138,7 +172,7 @@ impl Control {
         };
         followed.counter = Some(changes.counter());
         followed.owe(refused);
-        Ok(())
+        Ok(changes.counter())
     }
 
     async fn publish_snapshot(&self) -> Result<(), StoreError> {

@@ -2,13 +2,13 @@
 //! a store that fails on demand; a control between them.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -24,7 +24,9 @@ use bearerd_store::{
     Backend, ChangeCounter, Changes, DueRecord, Kind, MemoryBackend, RecordKey, Revision, Store, StoreError,
     StoredRecord, Times,
 };
-use bearerd_tokens::{AccessTokens, LendError, LentToken, Standing, TokenEngine, TokenSettings};
+use bearerd_tokens::{
+    AccessTokens, LendError, LentToken, ProcessPlace, Standing, TokenEngine, TokenSettings,
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -96,6 +98,16 @@ struct InstanceState {
     rotates: AtomicBool,
     /// While true, token calls are taken and not answered.
     holds: watch::Sender<bool>,
+    /// The same for the user call, and for revocations.
+    holds_users: watch::Sender<bool>,
+    holds_revocations: watch::Sender<bool>,
+    /// Does this instance give one client and user the same tokens (servicenow.md §1)?
+    shares: AtomicBool,
+    shared: Mutex<HashMap<String, (String, String)>>,
+    revocation_calls: Mutex<Vec<HashMap<String, String>>>,
+    /// While it is not 200, revocations are answered so and have no effect.
+    revocation_status: AtomicU16,
+    revoked: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone)]
@@ -109,6 +121,7 @@ impl Instance {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(InstanceState::default());
+        shared.revocation_status.store(200, SeqCst);
         let serving = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -143,6 +156,28 @@ impl Instance {
 
     pub(crate) fn holds(&self, holds: bool) {
         self.shared.holds.send_replace(holds);
+    }
+
+    pub(crate) fn holds_users(&self, holds: bool) {
+        self.shared.holds_users.send_replace(holds);
+    }
+
+    pub(crate) fn holds_revocations(&self, holds: bool) {
+        self.shared.holds_revocations.send_replace(holds);
+    }
+
+    pub(crate) fn shares_tokens(&self) {
+        self.shared.shares.store(true, SeqCst);
+    }
+
+    /// How revocations are answered from now on.
+    pub(crate) fn answers_revocations(&self, status: u16) {
+        self.shared.revocation_status.store(status, SeqCst);
+    }
+
+    /// The forms of the revocations so far.
+    pub(crate) fn revocations(&self) -> Vec<HashMap<String, String>> {
+        lock(&self.shared.revocation_calls).clone()
     }
 
     /// The forms of the token calls so far.
@@ -180,8 +215,15 @@ async fn answer(
         let _ = state.holds.subscribe().wait_for(|holds| !holds).await;
         let scripted = lock(&state.token_script).pop_front();
         scripted.unwrap_or_else(|| state.token(&form))
+    } else if head.uri.path() == "/oauth_revoke_token.do" {
+        assert_eq!((head.method.as_str(), head.uri.query()), ("POST", None)); // O-40
+        let form: HashMap<String, String> = form_urlencoded::parse(&body).into_owned().collect();
+        lock(&state.revocation_calls).push(form.clone());
+        let _ = state.holds_revocations.subscribe().wait_for(|holds| !holds).await;
+        state.revoke(&form)
     } else {
         let token = head.headers["authorization"].to_str().unwrap().trim_start_matches("Bearer ").to_owned();
+        let _ = state.holds_users.subscribe().wait_for(|holds| !holds).await;
         let scripted = lock(&state.user_script).pop_front();
         scripted.unwrap_or_else(|| state.user(&token))
     };
@@ -204,9 +246,15 @@ impl InstanceState {
                     _ => return refused("invalid_grant"),
                 }
             }
+            "refresh_token" if lock(&self.revoked).contains(&form["refresh_token"]) => {
+                return refused("invalid_grant");
+            }
             "refresh_token" => form["refresh_token"].trim_start_matches("rt-").to_owned(),
             _ => "application".to_owned(),
         };
+        if self.shares.load(SeqCst) {
+            return self.shared_tokens(user);
+        }
         let number = self.issued.fetch_add(1, SeqCst);
         let access = format!("at-{number}");
         lock(&self.tokens).insert(access.clone(), user.clone());
@@ -215,6 +263,34 @@ impl InstanceState {
             r#"{{"access_token":"{access}","refresh_token":"rt-{rotated}","expires_in":1800,"token_type":"Bearer"}}"#
         );
         (200, JSON, body)
+    }
+
+    /// As long as the access token lives, it is the one; so for the refresh token.
+    fn shared_tokens(&self, user: String) -> (u16, &'static str, String) {
+        let mut shared = lock(&self.shared);
+        let revoked = lock(&self.revoked);
+        let (access, refresh) =
+            shared.entry(user.clone()).or_insert_with(|| (String::new(), format!("rt-{user}")));
+        if access.is_empty() || revoked.contains(access) {
+            *access = format!("at-{}", self.issued.fetch_add(1, SeqCst));
+        }
+        while revoked.contains(refresh) {
+            *refresh = format!("rt-{refresh}"); // another one, of the same user
+        }
+        lock(&self.tokens).insert(access.clone(), user);
+        let body = format!(
+            r#"{{"access_token":"{access}","refresh_token":"{refresh}","expires_in":1800,"token_type":"Bearer"}}"#
+        );
+        (200, JSON, body)
+    }
+
+    fn revoke(&self, form: &HashMap<String, String>) -> (u16, &'static str, String) {
+        let status = self.revocation_status.load(SeqCst);
+        if status == 200 {
+            lock(&self.revoked).insert(form["token"].clone());
+            lock(&self.tokens).remove(&form["token"]);
+        }
+        (status, JSON, String::new())
     }
 
     fn user(&self, token: &str) -> (u16, &'static str, String) {
@@ -265,6 +341,11 @@ pub(crate) struct FrailBackend {
     pub(crate) withheld: Mutex<Option<(RecordKey, StoreError)>>,
     /// With how many passes of the point to let go by first.
     hooks: Mutex<Vec<(Point, usize, Hook)>>,
+    /// Tells at once what changes.
+    pub(crate) tells: AtomicBool,
+    written: watch::Sender<u64>,
+    /// How often changes were asked for.
+    pub(crate) looks: AtomicU64,
 }
 
 impl fmt::Debug for FrailBackend {
@@ -288,7 +369,7 @@ impl FrailBackend {
     pub(crate) async fn corrupt(&self, kind: Kind, id: &str) {
         let key = RecordKey::new(kind, id);
         let (revision, _) = self.inner.load(&key).await.unwrap().unwrap();
-        self.inner.replace(&key, revision, Sealed::from_bytes(vec![7; 64])).await.unwrap().unwrap();
+        self.inner.replace(&key, revision, Sealed::from_bytes(vec![7; 64]), None).await.unwrap().unwrap();
     }
 
     /// Does not give the record, for this reason.
@@ -343,7 +424,9 @@ impl Backend for FrailBackend {
     ) -> Result<Option<Revision>, StoreError> {
         self.check()?;
         self.reached(Point::BeforeCreate(key.kind)).await;
-        Ok(self.inner.create(key, value, times).await?.map(disordered))
+        let created = self.inner.create(key, value, times).await?.map(disordered);
+        self.written.send_modify(|count| *count += 1);
+        Ok(created)
     }
 
     async fn replace(
@@ -355,12 +438,16 @@ impl Backend for FrailBackend {
     ) -> Result<Option<Revision>, StoreError> {
         self.check()?;
         self.reached(Point::BeforeReplace(key.kind)).await;
-        Ok(self.inner.replace(key, disordered(expected), next, due_at).await?.map(disordered))
+        let replaced = self.inner.replace(key, disordered(expected), next, due_at).await?.map(disordered);
+        self.written.send_modify(|count| *count += 1);
+        Ok(replaced)
     }
 
     async fn delete(&self, key: &RecordKey, expected: Revision) -> Result<bool, StoreError> {
         self.check()?;
-        self.inner.delete(key, disordered(expected)).await
+        let deleted = self.inner.delete(key, disordered(expected)).await?;
+        self.written.send_modify(|count| *count += 1);
+        Ok(deleted)
     }
 
     async fn take(&self, key: &RecordKey) -> Result<Option<Sealed>, StoreError> {
@@ -385,6 +472,7 @@ impl Backend for FrailBackend {
     }
 
     async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
+        self.looks.fetch_add(1, SeqCst);
         self.check()?;
         let changes = self.inner.changes(after).await?;
         if self.forgetful.load(SeqCst) {
@@ -402,6 +490,16 @@ impl Backend for FrailBackend {
     ) -> Result<Vec<DueRecord>, StoreError> {
         self.check()?;
         self.inner.due(kind, after, until, limit).await
+    }
+
+    async fn changed(&self, after: ChangeCounter) {
+        let mut written = self.written.subscribe();
+        loop {
+            if self.tells.load(SeqCst) && self.inner.changes(after).await.unwrap().counter() > after {
+                return;
+            }
+            written.changed().await.unwrap();
+        }
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
@@ -518,6 +616,11 @@ impl World {
         view.is_some_and(|view| matches!(view.standing, Standing::Ready(_)))
     }
 
+    /// One look at the revocation queue, by this control.
+    pub(crate) async fn revoke(&self) -> usize {
+        self.control.revoke_due(&mut BTreeSet::new()).await.unwrap()
+    }
+
     pub(crate) async fn count<R: bearerd_store::Record>(&self) -> usize {
         self.store.list::<R>(None, 1_000).await.unwrap().records.len()
     }
@@ -530,6 +633,7 @@ fn control_over(store: &Store, clock: &Arc<RunningClock>, confirm: bool) -> (Con
         connector,
         clock.clone(),
         TokenSettings::default(),
+        ProcessPlace::shared(),
         &Registry::new(),
     );
     let tokens = Arc::new(tokens.unwrap());
@@ -557,6 +661,7 @@ pub(crate) fn spec(instance: &Instance) -> IntegrationSpec {
             Profile { grant_type: GrantType::ClientCredentials, scopes: Vec::new() },
         )]),
         refresh_token_lifetime: None,
+        rotates_refresh_tokens: None,
         ca_file: None,
     }
 }

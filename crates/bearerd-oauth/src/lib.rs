@@ -2,9 +2,11 @@
 //! clock, no state; every parser takes hostile bytes.
 
 mod authorization;
+mod revocation;
 mod token_request;
 mod token_response;
 
 pub use authorization::{AuthorizationRequest, CallbackError, pkce_challenge_is_valid};
+pub use revocation::{RevocableToken, RevocationError, parse_revocation_response};
 pub use token_request::{Client, EncodedTokenRequest, TokenRequest};
 pub use token_response::{TokenEndpointError, TokenResponse, Verdict, parse_token_response};

@@ -29,7 +29,7 @@ pub enum TokenRequest<'a> {
     },
 }
 
-/// A token request on the wire: always a POST of a form, never a query (O-34, O-40).
+/// A request of the token or the revocation endpoint on the wire: always a POST of a form, never a query (O-34, O-40).
 pub struct EncodedTokenRequest {
     /// `application/x-www-form-urlencoded`.
     pub body: Zeroizing<String>,
@@ -61,16 +61,7 @@ impl TokenRequest<'_> {
                 }
             }
         }
-        let authorization = match (client.auth, client.secret) {
-            (TokenEndpointAuth::Basic, Some(secret)) => Some(basic(client.id, secret)),
-            (_, secret) => {
-                form.append_pair("client_id", client.id);
-                if let Some(secret) = secret {
-                    form.append_pair("client_secret", secret.expose());
-                }
-                None
-            }
-        };
+        let authorization = authenticate(&mut form, client);
         EncodedTokenRequest { body: Zeroizing::new(form.finish()), authorization }
     }
 
@@ -82,6 +73,22 @@ impl TokenRequest<'_> {
             Self::ClientCredentials { .. } => "client_credentials",
         }
     }
+}
+
+/// Adds the client's authentication to `form`, or gives the `Authorization` value that stands for it: exactly one way
+/// (O-34).
+pub(crate) fn authenticate(
+    form: &mut form_urlencoded::Serializer<'_, String>,
+    client: Client<'_>,
+) -> Option<Zeroizing<String>> {
+    if let (TokenEndpointAuth::Basic, Some(secret)) = (client.auth, client.secret) {
+        return Some(basic(client.id, secret));
+    }
+    form.append_pair("client_id", client.id);
+    if let Some(secret) = client.secret {
+        form.append_pair("client_secret", secret.expose());
+    }
+    None
 }
 
 /// Each part is form-encoded before it is joined and base64-encoded (RFC 6749 §2.3.1).

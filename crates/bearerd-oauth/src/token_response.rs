@@ -121,7 +121,7 @@ pub fn parse_token_response(
     result
 }
 
-fn looks_like_html(content_type: Option<&str>, body: &[u8]) -> bool {
+pub(crate) fn looks_like_html(content_type: Option<&str>, body: &[u8]) -> bool {
     let named = content_type.is_some_and(|value| {
         let essence = value.split(';').next().unwrap_or_default().trim();
         essence.eq_ignore_ascii_case("text/html") || essence.eq_ignore_ascii_case("application/xhtml+xml")

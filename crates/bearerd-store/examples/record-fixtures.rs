@@ -25,7 +25,9 @@ use bearerd_model::{
     KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
     RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
-use bearerd_store::{Claim, Record, Root};
+use bearerd_store::{
+    Claim, ExpiryNotice, Record, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
+};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -61,7 +63,23 @@ fn main() -> Outcome {
     )?;
     fixtures.write("", &failed_outcome())?;
     // `consent_outcome.connected.sealed` was written before there was `user_name`.
-    fixtures.write("connected_user_name", &connected_outcome()?)
+    fixtures.write("connected_user_name", &connected_outcome()?)?;
+    fixtures.write("", &revocation()?)?;
+    let access = Revocation {
+        id: "a2".repeat(32),
+        token: RevokedToken::Access(AccessToken::parse("access-7".to_owned())?),
+        came_with: Some("a1".repeat(32)),
+        ..revocation()?
+    };
+    fixtures.write("access_token", &access)?;
+    fixtures.write("", &revocation_gate())?;
+    let notice = ExpiryNotice {
+        connection: ConnectionId::parse("hr")?,
+        ends_at: Some(at(8_640_000)),
+        told_days: Some(14),
+        due_at: at(8_035_200),
+    };
+    fixtures.write("", &notice)
 }
 
 struct Fixtures<'a> {
@@ -296,6 +314,29 @@ fn failed_outcome() -> ConsentOutcome {
             error_id: "01890a5d".to_owned(),
         },
         expires_at: at(601),
+    }
+}
+
+fn revocation() -> Outcome<Revocation> {
+    Ok(Revocation {
+        id: "a1".repeat(32),
+        token: RevokedToken::Refresh(RefreshToken::parse("refresh-2".to_owned())?),
+        came_with: None,
+        connection: ConnectionId::parse("hr")?,
+        integration: integration()?,
+        queued_at: at(20),
+        ends_at: Some(at(8_640_000)),
+        attempts: 3,
+        due_at: at(21),
+    })
+}
+
+fn revocation_gate() -> RevocationGate {
+    RevocationGate {
+        id: "b1".repeat(32),
+        entered: 1_800_000_000_123,
+        obtaining: BTreeMap::from([("one".to_owned(), at(600))]),
+        calling: Some(RevocationCall { id: "two".to_owned(), until: at(15) }),
     }
 }
 

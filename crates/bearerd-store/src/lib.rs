@@ -17,5 +17,7 @@ pub use backend::{
     StoredRecord, Times,
 };
 pub use memory::MemoryBackend;
-pub use records::{Claim, Record, RecordFault, Root};
+pub use records::{
+    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
+};
 pub use store::{OpenStoreError, Page, Store, UpdateError, Versioned};

@@ -69,6 +69,67 @@ pub struct Claim {
     pub owner: IntegrationId,
 }
 
+/// A token that is wiped here and still to be revoked at its instance (RFC 7009).
+#[derive(Debug, Clone)]
+pub struct Revocation {
+    /// Keyed hash of the token, in hex: a token is in the queue once.
+    pub id: String,
+    pub token: RevokedToken,
+    /// Of an access token: keyed hash of the refresh token that it came with. Whoever holds that one may be given this
+    /// access token again.
+    pub came_with: Option<String>,
+    /// Who held the token last.
+    pub connection: ConnectionId,
+    /// As it was then: when the call is made, it may be another client's, or gone.
+    pub integration: Integration,
+    pub queued_at: UnixTime,
+    /// When the token ends by itself, where that is known.
+    pub ends_at: Option<UnixTime>,
+    /// Calls that brought nothing.
+    pub attempts: u32,
+    pub due_at: UnixTime,
+}
+
+#[derive(Debug, Clone)]
+pub enum RevokedToken {
+    Access(AccessToken),
+    Refresh(RefreshToken),
+}
+
+/// Keeps the tokens of one client that come and those that are revoked apart: ServiceNow gives one client and user the
+/// same tokens, so a token that is being revoked must not be taken for a new one. There is one for each client that has
+/// had a revocation or a new grant.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RevocationGate {
+    /// Keyed hash of the client id, in hex.
+    pub id: String,
+    /// Grows whenever somebody begins to obtain tokens.
+    pub entered: u64,
+    /// Who obtains tokens now, each until then at the latest.
+    pub obtaining: BTreeMap<String, UnixTime>,
+    /// A revocation call under way.
+    pub calling: Option<RevocationCall>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationCall {
+    /// Random.
+    pub id: String,
+    /// Then at the latest the call is over.
+    pub until: UnixTime,
+}
+
+/// When a connection's refresh token is to be looked at, because its end comes near.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpiryNotice {
+    pub connection: ConnectionId,
+    /// The end that the next member is about.
+    pub ends_at: Option<UnixTime>,
+    /// The last threshold that was announced, in days.
+    pub told_days: Option<u32>,
+    pub due_at: UnixTime,
+}
+
 #[derive(Deserialize)]
 struct VersionOnly {
     v: u32,
@@ -144,10 +205,31 @@ macro_rules! plain_record {
     };
 }
 
+impl Record for ExpiryNotice {
+    const KIND: Kind = Kind::ExpiryNotice;
+
+    fn id(&self) -> &str {
+        self.connection.as_str()
+    }
+
+    fn due_at(&self) -> Option<UnixTime> {
+        Some(self.due_at)
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        write(1, self)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        read_v1(bytes)
+    }
+}
+
 plain_record!(CallerKey, CallerKey, |key| key.id.as_str(), |_| None);
 plain_record!(CallerKeyUse, CallerKeyUse, |last_use| last_use.id.as_str(), |_| None);
 plain_record!(Policy, Policy, |policy| policy.id.as_str(), |_| None);
 plain_record!(Claim, Claim, |claim| &claim.id, |_| None);
+plain_record!(RevocationGate, RevocationGate, |gate| &gate.id, |_| None);
 plain_record!(ConsentOutcome, ConsentOutcome, |outcome| &outcome.id, |outcome| Some(outcome.expires_at));
 
 #[derive(Serialize, Deserialize)]
@@ -209,60 +291,65 @@ impl Record for Integration {
     }
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let profile =
-            |profile: &Profile| ProfileV1 { grant_type: profile.grant_type, scopes: profile.scopes.clone() };
-        write(
-            1,
-            IntegrationV1 {
-                id: Cow::Borrowed(&self.id),
-                provider: self.provider,
-                instance: Cow::Borrowed(&self.instance),
-                client_id: Cow::Borrowed(&self.client_id),
-                client_secret: self.client_secret.as_ref().map(|secret| Cow::Borrowed(secret.expose())),
-                authorization_endpoint: Cow::Borrowed(&self.endpoints.authorization),
-                token_endpoint: Cow::Borrowed(&self.endpoints.token),
-                revocation_endpoint: Cow::Borrowed(&self.endpoints.revocation),
-                token_endpoint_auth: self.token_endpoint_auth,
-                pkce: self.pkce,
-                redirect_uri: Cow::Borrowed(&self.redirect_uri),
-                profiles: self.profiles.iter().map(|(name, value)| (name.clone(), profile(value))).collect(),
-                refresh_token_lifetime_s: self.refresh_token_lifetime.as_secs(),
-                rotates_refresh_tokens: self.rotates_refresh_tokens,
-                ca_file: self.ca_file.as_deref().map(Cow::Borrowed),
-                created_at: self.created_at,
-                updated_at: self.updated_at,
-            },
-        )
+        write(1, IntegrationV1::of(self))
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
-        let stored: IntegrationV1<'_> = read_v1(bytes)?;
-        Ok(Self {
-            id: stored.id.into_owned(),
-            provider: stored.provider,
-            instance: stored.instance.into_owned(),
-            client_id: stored.client_id.into_owned(),
-            client_secret: secret(stored.client_secret, ClientSecret::parse)?,
-            endpoints: Endpoints {
-                authorization: stored.authorization_endpoint.into_owned(),
-                token: stored.token_endpoint.into_owned(),
-                revocation: stored.revocation_endpoint.into_owned(),
-            },
-            token_endpoint_auth: stored.token_endpoint_auth,
-            pkce: stored.pkce,
-            redirect_uri: stored.redirect_uri.into_owned(),
-            profiles: stored
+        read_v1::<IntegrationV1<'_>>(bytes)?.into_integration()
+    }
+}
+
+impl<'a> IntegrationV1<'a> {
+    fn of(integration: &'a Integration) -> Self {
+        let profile =
+            |profile: &Profile| ProfileV1 { grant_type: profile.grant_type, scopes: profile.scopes.clone() };
+        Self {
+            id: Cow::Borrowed(&integration.id),
+            provider: integration.provider,
+            instance: Cow::Borrowed(&integration.instance),
+            client_id: Cow::Borrowed(&integration.client_id),
+            client_secret: integration.client_secret.as_ref().map(|secret| Cow::Borrowed(secret.expose())),
+            authorization_endpoint: Cow::Borrowed(&integration.endpoints.authorization),
+            token_endpoint: Cow::Borrowed(&integration.endpoints.token),
+            revocation_endpoint: Cow::Borrowed(&integration.endpoints.revocation),
+            token_endpoint_auth: integration.token_endpoint_auth,
+            pkce: integration.pkce,
+            redirect_uri: Cow::Borrowed(&integration.redirect_uri),
+            profiles: integration
                 .profiles
-                .into_iter()
-                .map(|(name, profile)| {
-                    (name, Profile { grant_type: profile.grant_type, scopes: profile.scopes })
-                })
+                .iter()
+                .map(|(name, value)| (name.clone(), profile(value)))
                 .collect(),
-            refresh_token_lifetime: Duration::from_secs(stored.refresh_token_lifetime_s),
-            rotates_refresh_tokens: stored.rotates_refresh_tokens,
-            ca_file: stored.ca_file.map(Cow::into_owned),
-            created_at: stored.created_at,
-            updated_at: stored.updated_at,
+            refresh_token_lifetime_s: integration.refresh_token_lifetime.as_secs(),
+            rotates_refresh_tokens: integration.rotates_refresh_tokens,
+            ca_file: integration.ca_file.as_deref().map(Cow::Borrowed),
+            created_at: integration.created_at,
+            updated_at: integration.updated_at,
+        }
+    }
+
+    fn into_integration(self) -> Result<Integration, RecordFault> {
+        let profile = |profile: ProfileV1| Profile { grant_type: profile.grant_type, scopes: profile.scopes };
+        Ok(Integration {
+            id: self.id.into_owned(),
+            provider: self.provider,
+            instance: self.instance.into_owned(),
+            client_id: self.client_id.into_owned(),
+            client_secret: secret(self.client_secret, ClientSecret::parse)?,
+            endpoints: Endpoints {
+                authorization: self.authorization_endpoint.into_owned(),
+                token: self.token_endpoint.into_owned(),
+                revocation: self.revocation_endpoint.into_owned(),
+            },
+            token_endpoint_auth: self.token_endpoint_auth,
+            pkce: self.pkce,
+            redirect_uri: self.redirect_uri.into_owned(),
+            profiles: self.profiles.into_iter().map(|(name, value)| (name, profile(value))).collect(),
+            refresh_token_lifetime: Duration::from_secs(self.refresh_token_lifetime_s),
+            rotates_refresh_tokens: self.rotates_refresh_tokens,
+            ca_file: self.ca_file.map(Cow::into_owned),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
         })
     }
 }
@@ -530,6 +617,83 @@ impl Record for ConsentFlow {
             verifier: secret(stored.verifier, PkceVerifier::parse)?,
             requested_by: stored.requested_by.into_owned(),
             expires_at: stored.expires_at,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct RevocationV1<'a> {
+    id: Cow<'a, str>,
+    kind: RevokedKindV1,
+    token: Cow<'a, str>,
+    came_with: Option<Cow<'a, str>>,
+    connection: Cow<'a, ConnectionId>,
+    integration: IntegrationV1<'a>,
+    queued_at: UnixTime,
+    ends_at: Option<UnixTime>,
+    attempts: u32,
+    due_at: UnixTime,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RevokedKindV1 {
+    Access,
+    Refresh,
+}
+
+impl Record for Revocation {
+    const KIND: Kind = Kind::Revocation;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn due_at(&self) -> Option<UnixTime> {
+        Some(self.due_at)
+    }
+
+    fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let (kind, token) = match &self.token {
+            RevokedToken::Access(token) => (RevokedKindV1::Access, token.expose()),
+            RevokedToken::Refresh(token) => (RevokedKindV1::Refresh, token.expose()),
+        };
+        write(
+            1,
+            RevocationV1 {
+                id: Cow::Borrowed(&self.id),
+                kind,
+                token: Cow::Borrowed(token),
+                came_with: self.came_with.as_deref().map(Cow::Borrowed),
+                connection: Cow::Borrowed(&self.connection),
+                integration: IntegrationV1::of(&self.integration),
+                queued_at: self.queued_at,
+                ends_at: self.ends_at,
+                attempts: self.attempts,
+                due_at: self.due_at,
+            },
+        )
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordFault> {
+        let stored: RevocationV1<'_> = read_v1(bytes)?;
+        let malformed = |_| RecordFault::Malformed;
+        let token = stored.token.into_owned();
+        Ok(Self {
+            id: stored.id.into_owned(),
+            token: match stored.kind {
+                RevokedKindV1::Access => RevokedToken::Access(AccessToken::parse(token).map_err(malformed)?),
+                RevokedKindV1::Refresh => {
+                    RevokedToken::Refresh(RefreshToken::parse(token).map_err(malformed)?)
+                }
+            },
+            came_with: stored.came_with.map(Cow::into_owned),
+            connection: stored.connection.into_owned(),
+            integration: stored.integration.into_integration()?,
+            queued_at: stored.queued_at,
+            ends_at: stored.ends_at,
+            attempts: stored.attempts,
+            due_at: stored.due_at,
         })
     }
 }

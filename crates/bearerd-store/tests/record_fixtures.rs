@@ -20,7 +20,10 @@ use bearerd_model::{
     Health, InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule,
     TableSet, TokenEndpointAuth, UnixTime,
 };
-use bearerd_store::{Backend, Claim, Kind, MemoryBackend, Record, RecordKey, Store, StoreError};
+use bearerd_store::{
+    Backend, Claim, ExpiryNotice, Kind, MemoryBackend, Record, RecordKey, Revocation, RevocationCall,
+    RevocationGate, RevokedToken, Store, StoreError, Times,
+};
 
 /// Every fixture, with the id that it is sealed for.
 fn fixtures() -> Vec<(&'static str, RecordKey)> {
@@ -46,6 +49,10 @@ fn fixtures() -> Vec<(&'static str, RecordKey)> {
         ("consent_outcome", RecordKey::new(Kind::ConsentOutcome, "f1".repeat(16))),
         ("consent_outcome.connected", RecordKey::new(Kind::ConsentOutcome, "f2".repeat(16))),
         ("consent_outcome.connected_user_name", RecordKey::new(Kind::ConsentOutcome, "f3".repeat(16))),
+        ("revocation", RecordKey::new(Kind::Revocation, "a1".repeat(32))),
+        ("revocation.access_token", RecordKey::new(Kind::Revocation, "a2".repeat(32))),
+        ("revocation_gate", RecordKey::new(Kind::RevocationGate, "b1".repeat(32))),
+        ("expiry_notice", RecordKey::new(Kind::ExpiryNotice, "hr")),
     ]
 }
 
@@ -70,7 +77,7 @@ async fn a_moved_record_does_not_open() {
             let (backend, store) = open().await;
             let (_, moved) = backend.load(&from).await.unwrap().unwrap();
             let (revision, _) = backend.load(&to).await.unwrap().unwrap();
-            backend.replace(&to, revision, moved).await.unwrap().unwrap();
+            backend.replace(&to, revision, moved, None).await.unwrap().unwrap();
             assert_eq!(opens(&store, &to).await, from == to, "{from} in the place of {to}");
         }
     }
@@ -87,12 +94,12 @@ async fn an_altered_record_does_not_open() {
             flipped[at] ^= 0x10;
             for altered in [flipped, whole.as_bytes()[..at].to_vec()] {
                 let (revision, _) = backend.load(&key).await.unwrap().unwrap();
-                backend.replace(&key, revision, Sealed::from_bytes(altered)).await.unwrap().unwrap();
+                backend.replace(&key, revision, Sealed::from_bytes(altered), None).await.unwrap().unwrap();
                 assert!(!opens(&store, &key).await, "{key}, byte {at}");
             }
         }
         let (revision, _) = backend.load(&key).await.unwrap().unwrap();
-        backend.replace(&key, revision, whole).await.unwrap().unwrap();
+        backend.replace(&key, revision, whole, None).await.unwrap().unwrap();
         assert!(opens(&store, &key).await, "{key}");
     }
 }
@@ -346,12 +353,43 @@ async fn consent_outcomes_open() {
     }
 }
 
+#[tokio::test]
+async fn revocations_open() {
+    let Revocation { id, token, came_with, connection, integration, queued_at, ends_at, attempts, due_at } =
+        load(&"a1".repeat(32)).await;
+    assert_eq!((id, connection.as_str()), ("a1".repeat(32), "hr"));
+    let RevokedToken::Refresh(token) = token else { panic!("{token:?}") };
+    assert_eq!((token.expose(), came_with), ("refresh-2", None));
+    assert_eq!(integration.endpoints.revocation, "https://dev1.service-now.com/oauth_revoke_token.do");
+    assert_eq!(integration.client_secret.unwrap().expose(), r#"client "secret" \ 1"#);
+    assert_eq!((queued_at, ends_at), (at(20), Some(at(8_640_000))));
+    assert_eq!((attempts, due_at), (3, at(21)));
+    let access: Revocation = load(&"a2".repeat(32)).await;
+    let RevokedToken::Access(token) = access.token else { panic!("{:?}", access.token) };
+    assert_eq!((token.expose(), access.came_with), ("access-7", Some("a1".repeat(32))));
+}
+
+#[tokio::test]
+async fn revocation_gates_open() {
+    let RevocationGate { id, entered, obtaining, calling } = load(&"b1".repeat(32)).await;
+    assert_eq!((id, entered), ("b1".repeat(32), 1_800_000_000_123));
+    assert_eq!(obtaining, BTreeMap::from([("one".to_owned(), at(600))]));
+    assert_eq!(calling, Some(RevocationCall { id: "two".to_owned(), until: at(15) }));
+}
+
+#[tokio::test]
+async fn expiry_notices_open() {
+    let ExpiryNotice { connection, ends_at, told_days, due_at } = load("hr").await;
+    assert_eq!((connection.as_str(), ends_at), ("hr", Some(at(8_640_000))));
+    assert_eq!((told_days, due_at), (Some(14), at(8_035_200)));
+}
+
 /// A store that holds the fixtures, as a bearerd that starts today finds it.
 async fn open() -> (Arc<MemoryBackend>, Store) {
     let backend = Arc::new(MemoryBackend::default());
     for (name, key) in fixtures() {
         let sealed = fs::read(folder().join("v1").join(format!("{name}.sealed"))).unwrap();
-        backend.create(&key, Sealed::from_bytes(sealed), None).await.unwrap().unwrap();
+        backend.create(&key, Sealed::from_bytes(sealed), Times::default()).await.unwrap().unwrap();
     }
     let ring = KeyRing::parse(&fs::read_to_string(folder().join("master.key")).unwrap()).unwrap();
     let store = Store::open(Arc::clone(&backend) as Arc<dyn Backend>, Arc::new(ring)).await.unwrap();
@@ -379,6 +417,9 @@ async fn opens(store: &Store, key: &RecordKey) -> bool {
         Kind::ConnectLink => load::<ConnectLink>(store, &key.id).await,
         Kind::ConsentFlow => load::<ConsentFlow>(store, &key.id).await,
         Kind::ConsentOutcome => load::<ConsentOutcome>(store, &key.id).await,
+        Kind::Revocation => load::<Revocation>(store, &key.id).await,
+        Kind::RevocationGate => load::<RevocationGate>(store, &key.id).await,
+        Kind::ExpiryNotice => load::<ExpiryNotice>(store, &key.id).await,
     };
     match opened {
         Ok(found) => found,

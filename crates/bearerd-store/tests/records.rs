@@ -12,7 +12,9 @@ use bearerd_model::{
     IntegrationId, Intent, KeySecret, Lifecycle, MethodSet, Owner, PkceVerifier, Policy, PolicyId, Profile,
     ProfileName, Provider, RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
-use bearerd_store::{Claim, Record, RecordFault, Root};
+use bearerd_store::{
+    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
+};
 use proptest::{collection, option, prelude::*};
 
 proptest! {
@@ -33,6 +35,21 @@ proptest! {
 
     #[test]
     fn any_connection_comes_back(record in connection()) {
+        round_trip(&record)?;
+    }
+
+    #[test]
+    fn any_revocation_comes_back(record in revocation()) {
+        round_trip(&record)?;
+    }
+
+    #[test]
+    fn any_revocation_gate_comes_back(record in revocation_gate()) {
+        round_trip(&record)?;
+    }
+
+    #[test]
+    fn any_expiry_notice_comes_back(record in expiry_notice()) {
         round_trip(&record)?;
     }
 
@@ -245,6 +262,48 @@ prop_compose! {
             refreshed_at,
             scope,
         }
+    }
+}
+
+prop_compose! {
+    fn revocation()(
+        (id, token, is_access) in (text(), secret(), any::<bool>()),
+        came_with in option::of(text()),
+        connection in connection_id(),
+        integration in integration(),
+        [queued_at, due_at] in [time(), time()],
+        ends_at in option::of(time()),
+        attempts: u32,
+    ) -> Revocation {
+        let token = if is_access {
+            RevokedToken::Access(AccessToken::parse(token).unwrap())
+        } else {
+            RevokedToken::Refresh(RefreshToken::parse(token).unwrap())
+        };
+        Revocation { id, token, came_with, connection, integration, queued_at, ends_at, attempts, due_at }
+    }
+}
+
+prop_compose! {
+    fn revocation_gate()(
+        id in text(),
+        entered: u64,
+        obtaining in collection::btree_map(text(), time(), 0..3),
+        calling in option::of((text(), time())),
+    ) -> RevocationGate {
+        let calling = calling.map(|(id, until)| RevocationCall { id, until });
+        RevocationGate { id, entered, obtaining, calling }
+    }
+}
+
+prop_compose! {
+    fn expiry_notice()(
+        connection in connection_id(),
+        ends_at in option::of(time()),
+        told_days in option::of(any::<u32>()),
+        due_at in time(),
+    ) -> ExpiryNotice {
+        ExpiryNotice { connection, ends_at, told_days, due_at }
     }
 }
 

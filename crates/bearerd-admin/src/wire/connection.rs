@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use bearerd_control::{ActError, ConnectionSpec, Control, Field, ImportedTokens, IssuedLink, TestReport};
+use bearerd_control::{
+    ActError, ConnectionSpec, Control, Field, ImportedTokens, IssuedLink, TestReport, expires_soon,
+};
 use bearerd_model as model;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -22,7 +24,8 @@ pub struct ConnectionRequest {
     pub profile: model::ProfileName,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// `user_name` or `sys_id` of who must consent; someone else's consent waits for an operator's confirmation.
+    /// `user_name` or `sys_id` of who must consent; someone else's consent waits for an operator's confirmation. Not
+    /// under a generic provider, which does not say who consented.
     #[serde(default)]
     pub expected_user: Option<String>,
     /// Tokens obtained elsewhere, instead of a consent. Counts when the connection is made; an existing one keeps
@@ -60,7 +63,8 @@ pub struct ImportRequest {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmRequest {
-    /// `user_name` or `sys_id` of the user that the connection shows.
+    /// `user_name` or `sys_id` of the user that the connection shows. Under a generic provider: who it was, as far as
+    /// the operator knows.
     pub user: String,
 }
 
@@ -113,7 +117,7 @@ pub struct Frozen {
 /// How refreshes go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConnectionHealth {
-    /// `ok` or `failing`.
+    /// `ok`, `failing`, or `uncertain`: a crash left an exchange in doubt, which the next refresh resolves.
     pub name: String,
     pub since: Option<WireTime>,
     /// Consecutive failures.
@@ -145,6 +149,8 @@ pub struct Connection {
     pub access_token_expires_at: Option<WireTime>,
     /// Fixed at consent; an unchanged refresh token never moves it. Null: there is none, or the server did not say.
     pub refresh_token_expires_at: Option<WireTime>,
+    /// Days until the refresh token ends, rounded up, once 14 are left or fewer: a person must consent again before.
+    pub expires_soon_days: Option<u32>,
     /// As answered by the token endpoint.
     pub scope: Option<String>,
     /// Counts the access tokens that the connection has had.
@@ -225,7 +231,9 @@ impl Connection {
     ) -> Self {
         let fingerprint = control.fingerprint(&connection).map(|fingerprint| fingerprint.to_string());
         let now = control.clock().now();
+        let health = ConnectionHealth::of(&connection, now);
         let grant = connection.grant.as_ref();
+        let refresh_expires_at = grant.and_then(|grant| grant.refresh_expires_at);
         Self {
             instance: integration.map(|integration| integration.instance.as_str().to_owned()),
             redirect_uri: integration.map(|integration| integration.redirect_uri.clone()),
@@ -233,10 +241,11 @@ impl Connection {
             frozen: connection
                 .frozen
                 .map(|freeze| Frozen { since: freeze.since.into(), reason: freeze.reason }),
-            health: connection.health.into(),
+            health,
             access_token_usable: grant.is_some_and(|grant| now < grant.usable_until()),
             access_token_expires_at: grant.map(|grant| grant.access_expires_at.into()),
-            refresh_token_expires_at: grant.and_then(|grant| grant.refresh_expires_at).map(WireTime::from),
+            refresh_token_expires_at: refresh_expires_at.map(WireTime::from),
+            expires_soon_days: refresh_expires_at.and_then(|ends_at| expires_soon(ends_at, now)),
             scope: grant.and_then(|grant| grant.scope.clone()),
             generation: grant.map(|grant| grant.generation.0),
             granted_at: grant.map(|grant| grant.granted_at.into()),
@@ -266,10 +275,15 @@ impl ConnectionState {
                 ),
             ),
             model::Lifecycle::AwaitingConfirmation { .. } => {
-                let user = connection.user.as_ref().map_or("the user shown", |user| &user.user_name);
-                let reason = format!(
-                    "{user} consented: if that is who was meant, bearerd connection confirm {id} --user {user}."
-                );
+                let reason = match &connection.user {
+                    Some(model::InstanceUser { user_name: user, .. }) => format!(
+                        "{user} consented: if that is who was meant, bearerd connection confirm {id} --user {user}."
+                    ),
+                    None => format!(
+                        "Somebody consented, and it is not known who: bearerd connection test {id} asks the instance; \
+                         under a generic provider, ask the person: bearerd connection confirm {id} --user NAME."
+                    ),
+                };
                 (Some("awaiting_confirmation"), reason)
             }
             model::Lifecycle::ReauthorizationRequired { cause, .. } => {
@@ -301,13 +315,34 @@ fn death(cause: model::DeathCause) -> (&'static str, &'static str) {
     }
 }
 
-impl From<model::Health> for ConnectionHealth {
-    fn from(health: model::Health) -> Self {
-        match health {
-            model::Health::Ok => Self { name: "ok".to_owned(), since: None, failures: 0, reason: None },
-            model::Health::Failing { since, failures, reason, .. } => {
-                Self { name: "failing".to_owned(), since: Some(since.into()), failures, reason: Some(reason) }
+impl ConnectionHealth {
+    /// An exchange in doubt comes first: what failed before it is no longer the question.
+    fn of(connection: &model::Connection, now: model::UnixTime) -> Self {
+        let failures = match &connection.health {
+            model::Health::Ok => 0,
+            model::Health::Failing { failures, .. } => *failures,
+        };
+        let in_doubt = connection.exchanges.intent.as_ref().filter(|_| connection.is_uncertain(now));
+        match (in_doubt, &connection.health) {
+            (Some(intent), _) => Self {
+                name: "uncertain".to_owned(),
+                since: Some(intent.deadline.into()),
+                failures,
+                reason: Some(
+                    "a process ended in the middle of a refresh: whether the refresh token is spent is found out with \
+                     the next one, by the token before alone"
+                        .to_owned(),
+                ),
+            },
+            (None, model::Health::Ok) => {
+                Self { name: "ok".to_owned(), since: None, failures, reason: None }
             }
+            (None, model::Health::Failing { since, reason, .. }) => Self {
+                name: "failing".to_owned(),
+                since: Some((*since).into()),
+                failures,
+                reason: Some(reason.clone()),
+            },
         }
     }
 }

@@ -15,7 +15,8 @@ use super::{WireSecret, WireTime};
 pub enum Provider {
     #[default]
     Servicenow,
-    /// Plain RFC 6749: a refresh spends the refresh token.
+    /// Plain RFC 6749. It does not say who consented: an operator confirms each consent, unless the settings switch
+    /// that off.
     Generic,
 }
 
@@ -66,14 +67,14 @@ pub struct IntegrationRequest {
     /// Confirms that the client has no secret. A new integration says either this or `client_secret`.
     #[serde(default)]
     pub public_client: bool,
-    /// Left out: `/oauth_auth.do` of the instance.
+    /// Left out: `/oauth_auth.do` of the instance. A generic provider has no default.
     #[serde(default)]
     pub authorization_endpoint: Option<String>,
-    /// Left out: `/oauth_token.do` of the instance.
+    /// Left out: `/oauth_token.do` of the instance. A generic provider has no default.
     #[serde(default)]
     #[schema(example = "https://dev12345.service-now.com/oauth_token.do")]
     pub token_endpoint: Option<String>,
-    /// Left out: `/oauth_revoke_token.do` of the instance.
+    /// Left out: `/oauth_revoke_token.do` of the instance; under a generic provider, nothing is revoked.
     #[serde(default)]
     pub revocation_endpoint: Option<String>,
     #[serde(default)]
@@ -93,6 +94,10 @@ pub struct IntegrationRequest {
     #[serde(default)]
     #[schema(minimum = 1)]
     pub refresh_token_lifetime_secs: Option<u64>,
+    /// Whether a refresh spends the refresh token and brings another one. Left out: as the provider does: false for
+    /// servicenow, true for generic.
+    #[serde(default)]
+    pub rotates_refresh_tokens: Option<bool>,
     /// PEM file on bearerd's machine with the authorities that vouch for the instance, instead of the system's.
     #[serde(default)]
     pub ca_file: Option<String>,
@@ -110,7 +115,8 @@ pub struct Integration {
     pub client_secret_set: bool,
     pub authorization_endpoint: String,
     pub token_endpoint: String,
-    pub revocation_endpoint: String,
+    /// Null: there is none, and nothing is revoked.
+    pub revocation_endpoint: Option<String>,
     pub token_endpoint_auth: TokenEndpointAuth,
     pub pkce: bool,
     /// To be pasted into ServiceNow, byte for byte.
@@ -118,9 +124,12 @@ pub struct Integration {
     #[schema(value_type = BTreeMap<String, Profile>)]
     pub profiles: BTreeMap<model::ProfileName, Profile>,
     pub refresh_token_lifetime_secs: u64,
+    /// Whether a refresh spends the refresh token.
+    pub rotates_refresh_tokens: bool,
     pub ca_file: Option<String>,
     pub created_at: WireTime,
     pub updated_at: WireTime,
+    /// Under a generic provider: what its server must know of this client.
     pub servicenow_form: ServicenowForm,
 }
 
@@ -185,6 +194,7 @@ impl IntegrationRequest {
             redirect_uri: self.redirect_uri,
             profiles: self.profiles.into_iter().map(|(name, profile)| (name, profile.into())).collect(),
             refresh_token_lifetime: self.refresh_token_lifetime_secs.map(Duration::from_secs),
+            rotates_refresh_tokens: self.rotates_refresh_tokens,
             ca_file: self.ca_file,
         })
     }
@@ -228,7 +238,7 @@ impl From<model::Integration> for Integration {
             client_secret_set: integration.client_secret.is_some(),
             authorization_endpoint: integration.endpoints.authorization,
             token_endpoint: integration.endpoints.token,
-            revocation_endpoint: integration.endpoints.revocation,
+            revocation_endpoint: Some(integration.endpoints.revocation).filter(|text| !text.is_empty()),
             token_endpoint_auth: match integration.token_endpoint_auth {
                 model::TokenEndpointAuth::Body => TokenEndpointAuth::Body,
                 model::TokenEndpointAuth::Basic => TokenEndpointAuth::Basic,
@@ -241,6 +251,7 @@ impl From<model::Integration> for Integration {
                 .map(|(name, profile)| (name, profile.into()))
                 .collect(),
             refresh_token_lifetime_secs: integration.refresh_token_lifetime.as_secs(),
+            rotates_refresh_tokens: integration.rotates_refresh_tokens,
             ca_file: integration.ca_file,
             created_at: integration.created_at.into(),
             updated_at: integration.updated_at.into(),
@@ -252,6 +263,16 @@ impl From<model::Integration> for Integration {
 /// The Application Registry's fields, as ServiceNow labels them.
 fn servicenow_form(integration: &model::Integration) -> ServicenowForm {
     let field = |name: &str, value: &str| FormField { name: name.to_owned(), value: value.to_owned() };
+    if integration.provider == model::Provider::Generic {
+        return ServicenowForm {
+            menu: "the registration of this client".to_owned(),
+            fields: vec![
+                field("Client ID", &integration.client_id),
+                field("Redirect URI", &integration.redirect_uri),
+            ],
+            notes: Vec::new(),
+        };
+    }
     let public = integration.client_secret.is_none();
     let lifespan = integration.refresh_token_lifetime.as_secs().to_string();
     let secret = if public { "(none)" } else { "(the client_secret given to bearerd)" };

@@ -2,15 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use bearerd_model::{ConsentFlow, ConsentOutcome, ConsentResult, Lifecycle, SecretText};
+use bearerd_model::{ConsentFlow, ConsentOutcome, ConsentResult, Lifecycle, Provider, SecretText};
 use bearerd_store::Kind;
 use bearerd_tokens::LendError;
 
 use crate::{
-    Callback, ConsentFault,
+    Callback, ConnectionChange, ConnectionSpec, ConsentFault, IntegrationSpec,
     testing::{
-        Instance, PUBLIC_URL, Point, World, callback, connection_id, eventually, integration_id, parameters,
-        spec, text,
+        Instance, PUBLIC_URL, Point, World, callback, connection_id, connection_spec, eventually,
+        integration_id, operator, parameters, spec, text,
     },
 };
 
@@ -707,4 +707,86 @@ async fn a_store_that_is_away_is_said_to_be() {
     assert_eq!(world.instance.count(), 1);
     let outcome = world.control.finish_consent(callback(&begun, Some(&code))).await.unwrap();
     assert_eq!(failure_code(&outcome.result), "connected");
+}
+
+/// Re-consent swaps the grant without downtime, after a test call: until the new access token has answered the user
+/// call, the old one serves.
+#[tokio::test]
+async fn the_old_token_serves_until_the_new_one_is_tested() {
+    let world = World::new().await;
+    world.connected("c", "abel").await;
+    let old = world.acquire("c").await.unwrap();
+    let begun = world.begin(&world.link("c").await).await;
+    let code = world.instance.allows(&begun.authorization_url, "abel");
+    world.instance.holds_users(true);
+    let (control, exchanges) = (world.control.clone(), world.instance.count());
+    let finishing =
+        tokio::spawn(async move { control.finish_consent(callback(&begun, Some(&code))).await.unwrap() });
+    eventually("the code is exchanged", async || world.instance.count() > exchanges).await;
+    for _ in 0..10 {
+        assert_eq!(world.acquire("c").await.unwrap().bearer, old.bearer);
+        assert_eq!(world.stored("c").await.lifecycle.name(), "active");
+    }
+    world.instance.holds_users(false);
+    assert_eq!(failure_code(&finishing.await.unwrap().result), "connected");
+    let new = world.acquire("c").await.unwrap();
+    assert!(new.bearer != old.bearer && new.generation > old.generation);
+    assert_eq!(world.lent_to("c").await.as_deref(), Some("abel"));
+}
+
+/// A new access token that does not pass its test changes nothing: the old grant serves, and refreshes.
+#[tokio::test]
+async fn a_failed_test_keeps_the_old_grant() {
+    let world = World::new().await;
+    world.connected("c", "abel").await;
+    let before = world.stored("c").await;
+    for (status, expected) in [(401, "token_refused"), (403, "user_unreadable")] {
+        world.instance.next_user_answer(status, "application/json", "{}");
+        assert_eq!(failure_code(&world.consent("c", "abel").await), expected);
+        let after = world.stored("c").await;
+        assert!(after.grant.unwrap().has_same_tokens(before.grant.as_ref().unwrap()));
+        assert_eq!((after.lifecycle, after.user), (before.lifecycle.clone(), before.user.clone()));
+    }
+    world.control.refresh(&connection_id("c")).await.unwrap();
+    assert_eq!(world.lent_to("c").await.as_deref(), Some("abel"));
+}
+
+/// A generic provider does not say who consented: an operator vouches, and nobody takes over a connection that works.
+#[tokio::test]
+async fn o_21_23_a_generic_provider_s_consent_waits_for_an_operator() {
+    for confirm in [true, false] {
+        let world = World::confirming(confirm).await;
+        let endpoint = |path: &str| Some(format!("{}{path}", world.instance.origin));
+        let generic = IntegrationSpec {
+            provider: Provider::Generic,
+            authorization_endpoint: endpoint("/authorize"),
+            token_endpoint: endpoint("/oauth_token.do"),
+            ..spec(&world.instance)
+        };
+        world.put("a", generic).await.unwrap();
+        let expecting = ConnectionSpec { expected_user: Some("abel".to_owned()), ..connection_spec("a") };
+        let refused = world.control.create_connection(connection_id("c"), expecting, &operator()).await;
+        assert_eq!(refused.unwrap_err().code(), "invalid_request");
+        world.connect("c", "a", None).await;
+        let expecting = ConnectionChange { labels: None, expected_user: Some(Some("abel".to_owned())) };
+        let refused = world.control.change_connection(&connection_id("c"), expecting, None).await;
+        assert_eq!(refused.unwrap_err().code(), "invalid_request");
+
+        let first = world.consent("c", "abel").await;
+        assert_eq!(awaits_confirmation(&first), confirm);
+        if confirm {
+            assert_eq!(world.acquire("c").await.unwrap_err(), LendError::Pending);
+            let confirmed = world.control.confirm(&connection_id("c"), "abel").await.unwrap().record;
+            assert_eq!(confirmed.user.unwrap().user_name, "abel");
+        }
+        assert_eq!(world.lent_to("c").await.as_deref(), Some("abel"));
+        let again = world.consent("c", "mallory").await;
+        assert_eq!(failure_code(&again), if confirm { "user_unknown" } else { "connected" });
+        let expected = if confirm { "abel" } else { "mallory" };
+        assert_eq!(world.lent_to("c").await.as_deref(), Some(expected));
+        assert_eq!(world.control.test(&connection_id("c")).await.unwrap_err().code(), "no_user_call");
+        world.control.delete_connection(&connection_id("c"), None).await.unwrap();
+        world.revoke().await;
+        assert!(world.instance.revocations().is_empty(), "no endpoint was given");
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use bearerd_model::{ClientSecret, DeathCause, InstanceOrigin, Lifecycle, ProfileName};
+use bearerd_model::{ClientSecret, DeathCause, InstanceOrigin, Lifecycle, ProfileName, Provider};
 use bearerd_store::Kind;
 use bearerd_tokens::AccessTokens;
 use tokio::sync::oneshot;
@@ -390,4 +390,65 @@ async fn what_cannot_be_an_integration_is_refused() {
     ] {
         assert_eq!(code(world.put("b", spec).await), expected, "{name}");
     }
+}
+
+/// Where processes share a store, a rotated refresh token that the store does not take must be kept on the machine.
+#[tokio::test]
+async fn rotation_needs_a_place_for_what_the_store_does_not_take() {
+    let world = World::new().await;
+    let (other, _tokens) = world.another_process().await;
+    let endpoint = |path: &str| Some(format!("{}{path}", world.instance.origin));
+    let generic = || IntegrationSpec {
+        provider: Provider::Generic,
+        authorization_endpoint: endpoint("/authorize"),
+        token_endpoint: endpoint("/token"),
+        ..client(&world, "b")
+    };
+    for (name, spec, rotates) in [
+        ("servicenow", client(&world, "b"), false),
+        (
+            "servicenow, said",
+            IntegrationSpec { rotates_refresh_tokens: Some(true), ..client(&world, "b") },
+            true,
+        ),
+        ("generic", generic(), true),
+        ("generic, said", IntegrationSpec { rotates_refresh_tokens: Some(false), ..generic() }, false),
+    ] {
+        for admits in [true, false] {
+            let control = other.clone().admitting_rotation(admits);
+            let written = control.put_integration(integration_id("b"), spec.clone(), None, true).await;
+            match written {
+                Ok(written) => assert_eq!(written.versioned.record.rotates_refresh_tokens, rotates, "{name}"),
+                Err(error) => {
+                    assert_eq!(error.code(), "spill_dir_missing", "{name}");
+                    assert!(error.fix().contains("tokens.spill_dir"), "{}", error.fix());
+                    assert!(rotates && !admits, "{name}");
+                    continue;
+                }
+            }
+            assert!(admits || !rotates, "{name}");
+        }
+    }
+}
+
+/// A generic provider has no endpoints that could be derived.
+#[tokio::test]
+async fn a_generic_provider_s_endpoints_are_given() {
+    let world = World::new().await;
+    let endpoint = |path: &str| Some(format!("{}{path}", world.instance.origin));
+    let generic = |authorization: Option<&str>, token: Option<&str>| IntegrationSpec {
+        provider: Provider::Generic,
+        authorization_endpoint: authorization.and_then(endpoint),
+        token_endpoint: token.and_then(endpoint),
+        ..client(&world, "b")
+    };
+    for (authorization, token, expected) in [
+        (None, Some("/token"), "invalid_request"),
+        (Some("/authorize"), None, "invalid_request"),
+        (Some("/authorize"), Some("/token"), "done"),
+    ] {
+        assert_eq!(code(world.put("b", generic(authorization, token)).await), expected);
+    }
+    let stored = world.control.integration(&integration_id("b")).await.unwrap().record;
+    assert_eq!(stored.endpoints.revocation, "", "none was given, so there is none");
 }

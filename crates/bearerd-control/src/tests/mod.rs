@@ -2,6 +2,8 @@
 
 mod connections;
 mod consent;
+mod expiry;
 mod integrations;
 mod keys;
 mod publish;
+mod revocation;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bearerd_model::{CallerKey, CallerKeyUse, Clock};
@@ -283,4 +283,66 @@ async fn last_uses_are_written_before_the_process_ends() {
     running.await.unwrap();
     let stored = world.control.key(&key.versioned.record.id).await.unwrap().record;
     assert_eq!(stored.last_used_at, Some(used_at));
+}
+
+/// What another process changes is in force here as soon as the store tells of it: the tick is the net.
+#[tokio::test]
+async fn news_from_the_store_are_followed_at_once() {
+    let world = World::new().await;
+    world.backend.tells.store(true, SeqCst);
+    world.connected("c", "abel").await;
+    let (other, tokens) = world.another_process().await;
+    let closing = CancellationToken::new();
+    let running = tokio::spawn({
+        let (other, closing) = (other.clone(), closing.clone());
+        async move { other.run(closing).await }
+    });
+    let c = connection_id("c");
+    tokens.acquire(&c).await.unwrap();
+    let mut took = Vec::new();
+    for round in 0..9 {
+        let begun = Instant::now();
+        if round % 2 == 0 {
+            world.control.freeze(&c, String::new()).await.unwrap();
+        } else {
+            world.control.unfreeze(&c).await.unwrap();
+        }
+        eventually("in force", async || tokens.acquire(&c).await.is_err() == (round % 2 == 0)).await;
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    assert!(took[4] < Duration::from_millis(125), "half of the tick, at the median: {took:?}");
+    closing.cancel();
+    running.await.unwrap();
+}
+
+/// A storm of changes costs a bounded number of looks, and so does a store that tells of news without end.
+#[tokio::test]
+async fn a_storm_of_changes_costs_few_looks() {
+    let world = World::new().await;
+    world.backend.tells.store(true, SeqCst);
+    world.connected("c", "abel").await;
+    let (other, _tokens) = world.another_process().await;
+    let closing = CancellationToken::new();
+    let running = tokio::spawn({
+        let (other, closing) = (other.clone(), closing.clone());
+        async move { other.run(closing).await }
+    });
+    let (begun, before) = (Instant::now(), world.backend.looks.load(SeqCst));
+    let mut changes = 0_u128;
+    while begun.elapsed() < Duration::from_millis(500) {
+        let stored = world.store.load::<bearerd_model::Connection>("c").await.unwrap().unwrap();
+        world.store.replace(stored.revision, &stored.record).await.unwrap().unwrap();
+        changes += 1;
+        tokio::task::yield_now().await;
+    }
+    // The backend asks itself once for each wake; those are not looks of the control.
+    let looks = u128::from(world.backend.looks.load(SeqCst) - before);
+    let bound = begun.elapsed().as_millis() / 20 + begun.elapsed().as_millis() / 250 + 5;
+    assert!(looks <= bound && changes > 2 * bound, "{looks} looks for {changes} changes, at most {bound}");
+    world.backend.down.store(true, SeqCst);
+    let before = world.backend.looks.load(SeqCst);
+    eventually("the store is asked", async || world.backend.looks.load(SeqCst) > before).await;
+    closing.cancel();
+    running.await.unwrap();
 }

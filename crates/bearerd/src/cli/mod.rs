@@ -47,6 +47,10 @@ enum Command {
     /// Prints the admin API's OpenAPI document
     #[command(after_help = "Example:\n  bearerd openapi > openapi.json")]
     Openapi,
+    /// Lists the places where `BEARERD_CRASH_AT` can make this build kill itself
+    #[cfg(feature = "crash-points")]
+    #[command(hide = true)]
+    CrashPoints,
     #[command(flatten)]
     Client(Box<client::ClientCommand>),
 }
@@ -75,6 +79,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Init(args) => init_files(&args),
         Command::Serve(args) => serve(&args),
         Command::Openapi => print_line(&bearerd_admin::openapi_json()),
+        #[cfg(feature = "crash-points")]
+        Command::CrashPoints => crash_points().and_then(|names| print_line(&names)),
         Command::Client(command) => return run_client(*command),
     };
     match result {
@@ -128,6 +134,17 @@ fn serve(args: &ServeArgs) -> Result<()> {
         tracing::info!(proxy = %at.proxy, connect = %at.connect, admin = %at.admin, "serving");
         daemon.run().await
     })
+}
+
+/// One name a line for people, a JSON array for programs.
+#[cfg(feature = "crash-points")]
+fn crash_points() -> Result<String> {
+    use std::io::IsTerminal as _;
+    let names: Vec<&str> = bearerd_crash_points::CrashPoint::ALL.iter().map(|point| point.name()).collect();
+    if std::io::stdout().is_terminal() {
+        return Ok(names.join("\n"));
+    }
+    serde_json::to_string_pretty(&names).context("names are text")
 }
 
 fn print_line(text: &str) -> Result<()> {

@@ -224,7 +224,10 @@ fn describe(connection: &Connection, now: Timestamp) -> String {
     if let Some(frozen) = &connection.frozen {
         pairs.push(("frozen", format!("{}, since {}", frozen.reason, when_exactly(Some(frozen.since), now))));
     }
-    if let Some(reason) = &connection.health.reason {
+    if connection.health.name == "uncertain" {
+        let since = when_exactly(connection.health.since, now);
+        pairs.push(("in doubt", format!("since {since}: {}", or_dash(connection.health.reason.as_deref()))));
+    } else if let Some(reason) = &connection.health.reason {
         let usable = if connection.access_token_usable {
             "the access token still works"
         } else {
@@ -242,7 +245,7 @@ fn describe(connection: &Connection, now: Timestamp) -> String {
         ("user", or_dash(user.as_deref())),
         ("expected user", or_dash(connection.expected_user.as_deref())),
         ("access token ends", when_exactly(connection.access_token_expires_at, now)),
-        ("refresh token ends", when_exactly(connection.refresh_token_expires_at, now)),
+        ("refresh token ends", refresh_token_end(connection, now)),
         ("last refresh", when_exactly(connection.last_refresh_at, now)),
         ("last use", when_exactly(connection.last_used_at, now)),
         ("scope", or_dash(connection.scope.as_deref())),
@@ -263,11 +266,23 @@ fn state(connection: &Connection) -> String {
         ("reauthorization_required", Some(cause)) => format!("needs consent: {}", cause.replace('_', " ")),
         (other, _) => other.replace('_', " "),
     };
-    let failing = connection.health.name != "ok";
-    match (connection.frozen.is_some(), failing) {
-        (true, _) => format!("FROZEN, {name}"),
-        (false, true) => format!("{name}, refresh failing"),
-        (false, false) => name,
+    if connection.frozen.is_some() {
+        return format!("FROZEN, {name}");
+    }
+    match (connection.health.name.as_str(), connection.expires_soon_days) {
+        ("uncertain", _) => format!("{name}, refresh in doubt"),
+        ("ok", Some(days)) => format!("{name}, consent ends in {days} d"),
+        ("ok", None) => name,
+        _ => format!("{name}, refresh failing"),
+    }
+}
+
+/// With what to do once the end is near.
+fn refresh_token_end(connection: &Connection, now: Timestamp) -> String {
+    let end = when_exactly(connection.refresh_token_expires_at, now);
+    match connection.expires_soon_days {
+        Some(_) => format!("{end}; before that: bearerd connection reauthorize {}", connection.id),
+        None => end,
     }
 }
 

@@ -48,6 +48,9 @@ pub(crate) struct AddIntegration {
     /// Address of the instance
     #[arg(long, value_name = "URL")]
     instance: String,
+    /// Kind of authorization server; generic is plain RFC 6749 and needs --authorization-endpoint and --token-endpoint
+    #[arg(long, value_enum, default_value = "servicenow")]
+    provider: ProviderName,
     /// Client ID, as ServiceNow's Application Registry shows it
     #[arg(long, value_name = "ID")]
     client_id: String,
@@ -72,13 +75,13 @@ pub(crate) struct AddIntegration {
     /// Where the client credentials go in a token request
     #[arg(long, value_enum, default_value = "body")]
     token_endpoint_auth: Auth,
-    /// Authorization endpoint [default: `/oauth_auth.do` of the instance]
+    /// Authorization endpoint [default under servicenow: `/oauth_auth.do` of the instance]
     #[arg(long, value_name = "URL")]
     authorization_endpoint: Option<String>,
-    /// Token endpoint [default: `/oauth_token.do` of the instance]
+    /// Token endpoint [default under servicenow: `/oauth_token.do` of the instance]
     #[arg(long, value_name = "URL")]
     token_endpoint: Option<String>,
-    /// Revocation endpoint [default: `/oauth_revoke_token.do` of the instance]
+    /// Revocation endpoint [default under servicenow: `/oauth_revoke_token.do` of the instance; else none]
     #[arg(long, value_name = "URL")]
     revocation_endpoint: Option<String>,
     /// Redirect URI as registered [default: bearerd's own, which is printed]
@@ -87,6 +90,9 @@ pub(crate) struct AddIntegration {
     /// Life of a refresh token, as set at the client record [default: 100d]
     #[arg(long, value_name = "DURATION", value_parser = input::duration)]
     refresh_token_lifetime: Option<Duration>,
+    /// Whether a refresh spends the refresh token [default: false for servicenow, true for generic]
+    #[arg(long, value_name = "BOOL")]
+    rotates_refresh_tokens: Option<bool>,
     /// PEM file, on bearerd's machine, with the authorities that vouch for the instance
     #[arg(long, value_name = "FILE")]
     ca_file: Option<String>,
@@ -105,6 +111,12 @@ enum Grant {
     AuthorizationCode,
     #[value(alias = "client-credentials")]
     ClientCredentials,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ProviderName {
+    Servicenow,
+    Generic,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -171,6 +183,14 @@ async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Repo
     let lifetime = integration.refresh_token_lifetime_secs / 86_400;
     let pairs = [
         ("id", integration.id.to_string()),
+        (
+            "provider",
+            match integration.provider {
+                Provider::Servicenow => "servicenow",
+                Provider::Generic => "generic",
+            }
+            .to_owned(),
+        ),
         ("instance", integration.instance.clone()),
         ("client id", integration.client_id.clone()),
         ("client secret", secret.to_owned()),
@@ -178,7 +198,7 @@ async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Repo
         ("redirect URI", integration.redirect_uri.clone()),
         ("authorization endpoint", integration.authorization_endpoint.clone()),
         ("token endpoint", integration.token_endpoint.clone()),
-        ("revocation endpoint", integration.revocation_endpoint.clone()),
+        ("revocation endpoint", or_dash(integration.revocation_endpoint.as_deref())),
         (
             "client credentials in",
             if integration.token_endpoint_auth == TokenEndpointAuth::Body { "body" } else { "HTTP Basic" }
@@ -186,6 +206,15 @@ async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Repo
         ),
         ("PKCE", if integration.pkce { "S256" } else { "off" }.to_owned()),
         ("refresh token life", format!("{lifetime} days")),
+        (
+            "refresh token",
+            if integration.rotates_refresh_tokens {
+                "another one with each refresh"
+            } else {
+                "the same with each refresh"
+            }
+            .to_owned(),
+        ),
         ("CA file", or_dash(integration.ca_file.as_deref())),
         ("created", when_exactly(Some(integration.created_at), now)),
         ("changed", when_exactly(Some(integration.updated_at), now)),
@@ -201,7 +230,10 @@ impl AddIntegration {
         };
         let profile = Profile { grant_type, scopes: self.scopes };
         Ok(IntegrationRequest {
-            provider: Provider::Servicenow,
+            provider: match self.provider {
+                ProviderName::Servicenow => Provider::Servicenow,
+                ProviderName::Generic => Provider::Generic,
+            },
             instance: self.instance,
             client_id: self.client_id,
             client_secret: self.client_secret_file.map(|path| input::client_secret(&path)).transpose()?,
@@ -217,6 +249,7 @@ impl AddIntegration {
             redirect_uri: self.redirect_uri,
             profiles: BTreeMap::from([(self.profile, profile)]),
             refresh_token_lifetime_secs: self.refresh_token_lifetime.map(|life| life.as_secs()),
+            rotates_refresh_tokens: self.rotates_refresh_tokens,
             ca_file: self.ca_file,
         })
     }
@@ -238,18 +271,20 @@ fn grants(integration: &Integration) -> Vec<String> {
     integration.profiles.iter().map(one).collect()
 }
 
-/// What to enter in ServiceNow.
+/// What to enter in ServiceNow, or elsewhere.
 fn form(integration: &Integration) -> String {
     let form = &integration.servicenow_form;
     let pairs: Vec<(&str, String)> =
         form.fields.iter().map(|field| (field.name.as_str(), field.value.clone())).collect();
     let notes = form.notes.iter().fold(String::new(), |text, note| text + note + "\n");
-    format!(
-        "In ServiceNow ({}) open\n  {}\nand enter:\n{}{notes}",
-        integration.instance,
-        form.menu,
-        indented(&fields(&pairs))
-    )
+    let fields = indented(&fields(&pairs));
+    match integration.provider {
+        Provider::Servicenow => format!(
+            "In ServiceNow ({}) open\n  {}\nand enter:\n{fields}{notes}",
+            integration.instance, form.menu
+        ),
+        Provider::Generic => format!("At the authorization server, {} says:\n{fields}{notes}", form.menu),
+    }
 }
 
 const PATH: &str = "/v1/integrations";

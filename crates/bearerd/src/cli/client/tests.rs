@@ -9,7 +9,7 @@ use bearerd_model::{Clock, FakeClock, UnixTime};
 use bearerd_net::{Connector, EgressSettings, ListenSettings, Listener};
 use bearerd_policy::{ApiKey, KeyKind};
 use bearerd_store::{MemoryBackend, Store};
-use bearerd_tokens::{TokenEngine, TokenSettings};
+use bearerd_tokens::{ProcessPlace, TokenEngine, TokenSettings};
 use clap::{CommandFactory, Parser};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -45,8 +45,15 @@ async fn daemon() -> Daemon {
     let registry = prometheus::Registry::new();
     let connector = Connector::new(&EgressSettings::default()).unwrap();
     let settings = TokenSettings::default();
-    let tokens =
-        TokenEngine::start(store.clone(), connector, Arc::clone(&clock), settings, &registry).unwrap();
+    let tokens = TokenEngine::start(
+        store.clone(),
+        connector,
+        Arc::clone(&clock),
+        settings,
+        ProcessPlace::alone(),
+        &registry,
+    )
+    .unwrap();
     let connect = ConnectRules {
         public_url: "https://connect.example".to_owned(),
         confirm: true,
@@ -182,6 +189,30 @@ async fn from_integration_to_key() {
     daemon.fails("integration delete hr --yes", "in_use", Exit::Conflict).await;
     daemon.ok("connection delete hr-prod --yes", &["deleted"]).await;
     daemon.ok("integration delete hr --yes", &["deleted"]).await;
+}
+
+#[tokio::test]
+async fn a_generic_provider_is_told_apart() {
+    let daemon = daemon().await;
+    daemon.ok(ADD_HR, &["In ServiceNow"]).await;
+    daemon
+        .ok("integration show hr", &["servicenow", "the same with each refresh", "oauth_revoke_token.do"])
+        .await;
+    let line =
+        "integration add it --provider generic --instance http://127.0.0.1:9 --client-id it --public-client";
+    daemon.fails(line, "invalid_request", Exit::Usage).await;
+    let line = format!(
+        "{line} --authorization-endpoint http://127.0.0.1:9/authorize --token-endpoint http://127.0.0.1:9/token"
+    );
+    let made = daemon.ok(&line, &["authorization server", "/oauth/callback/it"]).await;
+    assert!(!made.text.contains("ServiceNow"), "{}", made.text);
+    daemon.ok("integration show it", &["generic", "another one with each refresh"]).await;
+    let line = format!("{line} --rotates-refresh-tokens false --replace");
+    daemon.ok(&line, &["changed"]).await;
+    daemon.ok("integration show it", &["the same with each refresh"]).await;
+    daemon
+        .fails("connection add c --integration it --expected-user svc", "invalid_request", Exit::Usage)
+        .await;
 }
 
 #[tokio::test]
