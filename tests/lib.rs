@@ -11,8 +11,15 @@ pub use harness::certificates::Certificates;
 pub use harness::consent::WebClient;
 pub use harness::daemon::{Cli, Daemon, Setup};
 pub use harness::deployment::{CLIENT_ID, CLIENT_SECRET, Deployment};
+pub use harness::fault_proxy::{Direction, FaultProxy, Faults};
+pub use harness::history::{
+    Expectations, FailedCalls, History, HistoryReport, Recorder, Recovery, ReportRow, Restart, Sample,
+    Subject, Watched,
+};
 pub use harness::http::{Reply, Request, get, request};
 pub use harness::load::{FailedCall, Load, LoadReport};
 pub use harness::process::{bearerd_binary, free_port, loopback, output_folder, release_binary, repository};
-pub use harness::redis::Redis;
+pub use harness::redis::{Redis, RedisNode};
+pub use harness::redis_cluster::RedisCluster;
+pub use harness::redis_sentinel::RedisSentinel;
 pub use harness::runtime::{block_on, poll, wait_until};

@@ -4,12 +4,17 @@
 
 mod cli;
 mod clients;
+mod company;
 mod consent;
 mod consent_browser;
+mod crash;
 mod demo;
 mod errors;
 mod leaks;
 mod memory;
+mod network;
 mod restart;
+mod revocation;
+mod scale;
 mod startup;
 mod tokens;

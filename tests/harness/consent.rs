@@ -28,8 +28,21 @@ impl WebClient {
         self.send(&Method::POST, url)
     }
 
+    /// A GET that may find nobody.
+    ///
+    /// # Errors
+    /// Nobody answers, or the answer breaks off.
+    pub fn try_get(&mut self, url: &str) -> Result<Reply, String> {
+        self.try_send(&Method::GET, url)
+    }
+
     #[track_caller]
     fn send(&mut self, method: &Method, url: &str) -> Reply {
+        self.try_send(method, url)
+            .unwrap_or_else(|error| panic!("{method} {}: {error}", Url::parse(url).unwrap().path()))
+    }
+
+    fn try_send(&mut self, method: &Method, url: &str) -> Result<Reply, String> {
         let origin = Url::parse(url).unwrap().origin().ascii_serialization();
         let mut message = request(method.clone(), url);
         if *method == Method::POST {
@@ -40,7 +53,7 @@ impl WebClient {
         if !held.is_empty() {
             message = message.header("cookie", &held.join("; "));
         }
-        let reply = message.send();
+        let reply = message.try_send()?;
         for cookie in reply.headers.get_all("set-cookie") {
             let pair = cookie.to_str().unwrap().split(';').next().unwrap_or_default();
             if let Some((name, value)) = pair.split_once('=') {
@@ -48,7 +61,7 @@ impl WebClient {
                 self.cookies.push((origin.clone(), name.to_owned(), value.to_owned()));
             }
         }
-        reply
+        Ok(reply)
     }
 
     /// Opens the connect link and presses its button: the instance's address, with `state` and all.

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::{
     certificates::Certificates,
+    history::Watched,
     http::{Reply, Request, get, request},
     process::{bare, bearerd_binary, end, free_port, loopback, output_folder, signal, start_logged, tail},
     redis::Redis,
@@ -32,6 +33,8 @@ pub struct Setup {
     admin_key: String,
     /// As environment variables over the file.
     settings: Vec<(String, String)>,
+    /// Where the next process kills itself: `BEARERD_CRASH_AT`.
+    crash_at: Option<String>,
     certificates: Option<Certificates>,
 }
 
@@ -69,16 +72,59 @@ impl Setup {
             ports,
             admin_key,
             settings: Vec::new(),
+            crash_at: None,
             certificates: None,
         };
-        let [proxy, connect, admin] = ports.map(|port| SocketAddr::new(address, port).to_string());
+        let public_url = setup.origin(1, "http");
         setup
-            .set("proxy.listen", &proxy)
-            .set("connect.listen", &connect)
-            .set("connect.public_url", &format!("http://{connect}"))
-            .set("admin.listen", &admin)
+            .listening()
+            .set("connect.public_url", &public_url)
             .set("process.log_format", "json")
             .set("process.drain_s", "2")
+    }
+
+    /// Another process of the same deployment: the same master key, admin key, settings and public address, in a
+    /// folder and on ports of its own. For stores that processes share.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("bearerd-e2e-").tempdir().unwrap();
+        for file in ["bearerd.toml", "master.key"] {
+            fs::copy(self.folder.path().join(file), folder.path().join(file)).unwrap();
+        }
+        let address = loopback();
+        // What lies in the first one's folder lies in this one's.
+        let (theirs, ours) = (self.folder.path().to_str().unwrap(), folder.path().to_str().unwrap());
+        let settings =
+            self.settings.iter().map(|(name, value)| (name.clone(), value.replace(theirs, ours))).collect();
+        let sibling = Self {
+            name: name.to_owned(),
+            binary: self.binary.clone(),
+            ports: [free_port(address), free_port(address), free_port(address)],
+            address,
+            admin_key: self.admin_key.clone(),
+            settings,
+            crash_at: None,
+            certificates: None,
+            folder,
+        };
+        sibling.listening()
+    }
+
+    fn listening(self) -> Self {
+        let [proxy, connect, admin] = self.ports.map(|port| SocketAddr::new(self.address, port).to_string());
+        self.set("proxy.listen", &proxy).set("connect.listen", &connect).set("admin.listen", &admin)
+    }
+
+    /// Keeps on its own disk what the store has not taken.
+    #[must_use]
+    pub fn spilling(self) -> Self {
+        let folder = self.folder.path().join("spill");
+        fs::create_dir_all(&folder).unwrap();
+        self.set("tokens.spill_dir", folder.to_str().unwrap())
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// A setting over what the file says: `set("proxy.first_byte_timeout_s", "1")`. The last one wins.
@@ -171,6 +217,7 @@ impl Setup {
         let mut command = Command::new(&self.binary);
         bare(&mut command).arg("serve").arg("--config").arg(self.settings_file());
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command.envs(self.crash_at.iter().map(|place| (CRASH_AT, place)));
         command
     }
 
@@ -209,6 +256,15 @@ impl Daemon {
 
     pub fn folder(&self) -> &Path {
         self.setup.folder()
+    }
+
+    /// This process, for a [`Recorder`](super::history::Recorder).
+    pub fn watched(&self) -> Watched {
+        Watched {
+            process: self.setup.name.clone(),
+            admin_origin: self.admin_origin(),
+            admin_key: self.admin_key().to_owned(),
+        }
     }
 
     pub fn admin_key(&self) -> &str {
@@ -312,6 +368,26 @@ impl Daemon {
         self.wait_ready();
     }
 
+    /// Ends the process without warning and starts it again, to kill itself at this crash point (`name` or `name:n`).
+    /// Waits until it is ready, or has done so.
+    #[track_caller]
+    pub fn start_to_crash_at(&mut self, place: &str) {
+        end(&mut self.child);
+        self.setup.crash_at = Some(place.to_owned());
+        self.child = self.setup.spawn();
+        self.setup.crash_at = None;
+        let probe = get(&format!("{}/readyz", self.admin_origin()));
+        wait_until("the daemon is ready, or dead", START_LIMIT, || {
+            let ended = self.has_ended().is_some();
+            (ended || probe.try_send().is_ok_and(|reply| reply.status == 200)).then_some(())
+        });
+    }
+
+    /// How the process ended, if it did.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Ends the process and gives back what it was started from.
     #[track_caller]
     pub fn into_setup(mut self) -> Setup {
@@ -324,10 +400,15 @@ impl Daemon {
             ports: self.setup.ports,
             admin_key: self.setup.admin_key.clone(),
             settings: self.setup.settings.clone(),
+            crash_at: None,
             certificates: self.setup.certificates.clone(),
         };
         drop(self);
         fresh
+    }
+
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Resident memory, from `/proc`.
@@ -398,6 +479,8 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or(-1)
 }
 
+/// What `bearerd-crash-points` reads; no setting of the daemon.
+const CRASH_AT: &str = "BEARERD_CRASH_AT";
 /// A debug build on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@ use servicenow_sim::{Behaviour, ClientSettings, Sim, SimSettings, SimState};
 use super::{
     consent::WebClient,
     daemon::{Daemon, Setup},
+    history::Watched,
     http::{Reply, Request},
     runtime::block_on,
 };
@@ -18,7 +19,10 @@ pub const CLIENT_SECRET: &str = "canary-client-secret-8d1f6f0a";
 
 /// A simulator in this process and a daemon beside it. Fields are dropped in this order: the daemon goes first.
 pub struct Deployment {
+    /// The first process, which the public address is of.
     pub daemon: Daemon,
+    /// Further processes on the same store.
+    pub siblings: Vec<Daemon>,
     sim: Option<Sim>,
     /// The simulator's address, also once it is down.
     pub instance: String,
@@ -29,7 +33,16 @@ impl Deployment {
     /// Starts both; the simulator knows the daemon's redirect URI.
     #[track_caller]
     pub fn start(setup: Setup, behaviour: Behaviour) -> Self {
-        let daemon = setup.start();
+        Self::start_many(setup, 1, behaviour)
+    }
+
+    /// So many processes on one store, which `setup` must name: one that processes share.
+    #[track_caller]
+    pub fn start_many(setup: Setup, processes: usize, behaviour: Behaviour) -> Self {
+        let others: Vec<Setup> =
+            (2..=processes).map(|number| setup.sibling(&format!("{}-{number}", setup.name()))).collect();
+        let daemon = setup.start(); // alone at first: it makes the store's root record
+        let siblings = others.into_iter().map(Setup::start).collect();
         let client = ClientSettings {
             client_id: CLIENT_ID.to_owned(),
             client_secret: Some(CLIENT_SECRET.to_owned()),
@@ -39,13 +52,23 @@ impl Deployment {
         };
         let settings = SimSettings { behaviour, clients: vec![client], ..SimSettings::default() };
         let sim = block_on(Sim::start(settings)).unwrap();
-        Self { daemon, instance: sim.origin(), state: sim.state().clone(), sim: Some(sim) }
+        Self { daemon, siblings, instance: sim.origin(), state: sim.state().clone(), sim: Some(sim) }
     }
 
     /// The usual: `abel.tuter` approves at once.
     #[track_caller]
     pub fn start_default(name: &str) -> Self {
         Self::start(Setup::new(name), approving())
+    }
+
+    /// Every process, the first one first.
+    pub fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+        std::iter::once(&self.daemon).chain(&self.siblings)
+    }
+
+    /// Every process, for a [`Recorder`](super::history::Recorder).
+    pub fn watched(&self) -> Vec<Watched> {
+        self.daemons().map(Daemon::watched).collect()
     }
 
     /// The handle that reads and steers the simulator.
@@ -63,10 +86,16 @@ impl Deployment {
     /// An integration for the client that the simulator knows.
     #[track_caller]
     pub fn add_integration(&self, id: &str) -> Value {
-        self.daemon.put(
-            &format!("/v1/integrations/{id}"),
-            &json!({"instance": self.instance, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}),
-        )
+        self.add_integration_with(id, json!({}))
+    }
+
+    /// The same, with these further members.
+    #[track_caller]
+    pub fn add_integration_with(&self, id: &str, mut members: Value) -> Value {
+        members["instance"] = json!(self.instance);
+        members["client_id"] = json!(CLIENT_ID);
+        members["client_secret"] = json!(CLIENT_SECRET);
+        self.daemon.put(&format!("/v1/integrations/{id}"), &members)
     }
 
     /// A new connection, not consented; answers its connect link.
@@ -89,7 +118,13 @@ impl Deployment {
     /// what this answers.
     #[track_caller]
     pub fn connect(&self) -> String {
-        self.add_integration("hr");
+        self.connect_under(json!({}))
+    }
+
+    /// The same, with these further members of the integration.
+    #[track_caller]
+    pub fn connect_under(&self, integration: Value) -> String {
+        self.add_integration_with("hr", integration);
         let link = self.add_connection("hr-prod", "hr", Some("abel.tuter"));
         let page = WebClient::new().consent(&link);
         assert!(page.text().contains("Connected"), "{}", page.text());
@@ -106,7 +141,12 @@ impl Deployment {
 
     /// A GET of two incidents with this key, ready to be sent.
     pub fn incidents(&self, key: &str) -> Request {
-        self.daemon.call(Method::GET, INCIDENTS, key)
+        self.incidents_at(&self.daemon, key)
+    }
+
+    /// The same at this process.
+    pub fn incidents_at(&self, daemon: &Daemon, key: &str) -> Request {
+        daemon.call(Method::GET, INCIDENTS, key)
     }
 
     /// A table call with this key.

@@ -98,6 +98,16 @@ async fn run(request: Request, calls_per_second: u32, length: Duration, stop: Ar
 }
 
 impl LoadReport {
+    /// Both together: of loads that ran beside each other.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.good += other.good;
+        self.bad.extend(other.bad);
+        self.unanswered.extend(other.unanswered);
+        self.slowest = self.slowest.max(other.slowest);
+        self
+    }
+
     pub fn calls(&self) -> usize {
         self.good + self.bad.len() + self.unanswered.len()
     }

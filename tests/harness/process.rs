@@ -54,8 +54,9 @@ pub fn bearerd_binary() -> PathBuf {
     if let Some(named) = std::env::var_os("BEARERD_BINARY") {
         return named.into();
     }
-    binary_in(&build_folder())
-        .unwrap_or_else(|why| panic!("{why}; `cargo build -p bearerd` does (or tests/run)"))
+    binary_in(&build_folder()).unwrap_or_else(|why| {
+        panic!("{why}; `cargo build -p bearerd --features crash-points` does (or tests/run)")
+    })
 }
 
 /// The release build, where there is one of the sources as they are.
