@@ -102,12 +102,18 @@ impl Grant {
         self.access_expires_at - RefreshRules::for_lifetime(self.access_lifetime).skew
     }
 
-    /// When to ask for the next access token.
+    /// When to ask for the next access token: a margin before its end, but no sooner than after half of what was left
+    /// of it at the last answer, at least one second. A server that will not renew yet is not asked in a loop, by
+    /// however many processes (product contract §5).
     pub fn refresh_at(&self) -> UnixTime {
-        self.access_expires_at - RefreshRules::for_lifetime(self.access_lifetime).margin
+        let margin = RefreshRules::for_lifetime(self.access_lifetime).margin;
+        let left = self.access_expires_at.since(self.refreshed_at);
+        (self.access_expires_at - margin).max(self.refreshed_at + (left / 2).max(REFRESH_PAUSE_MIN))
     }
 }
 
+/// Least time between an answer and the next question.
+const REFRESH_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest time before expiry at which a refresh begins.
 const MARGIN_MAX: Duration = Duration::from_mins(5);
 /// Longest time before expiry at which a token is no longer used: covers clock error and the call's own way.
@@ -131,6 +137,39 @@ mod tests {
         ] {
             clock.advance(Duration::from_secs(step_secs));
             assert_eq!(rules.freshness(expires_at, clock.now()), expected, "at {:?}", clock.now());
+        }
+    }
+
+    /// Of a token that lives `life`, with `left` of it at the last answer.
+    fn asked_again_after(life: u64, left: u64) -> Duration {
+        let answered = UnixTime::from_secs(1_000);
+        let grant = Grant {
+            generation: Generation(1),
+            access_token: AccessToken::parse("at".to_owned()).unwrap(),
+            access_lifetime: Duration::from_secs(life),
+            access_expires_at: answered + Duration::from_secs(left),
+            refresh_token: None,
+            previous_refresh_token: None,
+            refresh_expires_at: None,
+            granted_at: answered,
+            refreshed_at: answered,
+            scope: None,
+        };
+        grant.refresh_at().since(answered)
+    }
+
+    #[test]
+    fn a_server_that_does_not_renew_is_asked_again_after_half_of_what_is_left() {
+        for (life, left, expected_s) in [
+            (1_800, 1_800, 1_500), // a new token: its margin decides
+            (1_800, 299, 149),
+            (1_800, 3, 1),
+            (1_800, 1, 1),
+            (1_800, 0, 1), // ended already
+            (3, 3, 2),
+            (0, 0, 1),
+        ] {
+            assert_eq!(asked_again_after(life, left).as_secs(), expected_s, "{left} of {life}");
         }
     }
 

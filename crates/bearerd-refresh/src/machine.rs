@@ -13,7 +13,7 @@ use bearerd_store::{Revision, StoreError};
 use crate::{
     Obtained, RefreshFailure, TokenCall, TokenCallError, grant_from,
     transition::{
-        can_refresh, due_at, is_wanted, pause_after_failure, pause_after_issue, record_failure, record_issue,
+        can_refresh, due_at, is_wanted, pause_after_failure, record_failure, record_issue,
         worth_storing,
     },
 };
@@ -263,7 +263,8 @@ enum Step {
 struct Claim {
     cause: Cause,
     early: bool,
-    spends_previous: bool,
+    /// The state whose newest refresh token was refused: the one before it is tried.
+    previous_of: Option<GrantVersion>,
     ask: Ask,
     /// The claim's own write was not confirmed.
     unconfirmed: bool,
@@ -290,7 +291,6 @@ struct Commit {
     exchange: Exchange,
     grant: Box<Grant>,
     kept: bool,
-    not_before: UnixTime,
     ask: Ask,
     unconfirmed: u32,
     conflicts: u32,
@@ -435,12 +435,18 @@ impl Refresher {
         if self.ended || !matches!(self.connection.lifecycle, Lifecycle::Active { .. }) {
             return None;
         }
-        let at = match &self.connection.grant {
-            Some(grant) if can_refresh(&self.connection, self.terms.grant_type) => grant.refresh_at(),
-            Some(grant) => grant.access_expires_at,
-            None => UnixTime::default(),
-        };
+        let at = self.due_at().unwrap_or_default();
         Some(at.max(self.not_before).max(self.blocked_until(now).unwrap_or_default()))
+    }
+
+    /// When the grant in memory wants an exchange; `None`: at once.
+    fn due_at(&self) -> Option<UnixTime> {
+        let grant = self.connection.grant.as_ref()?;
+        Some(if can_refresh(&self.connection, self.terms.grant_type) {
+            grant.refresh_at()
+        } else {
+            grant.usable_until()
+        })
     }
 
     /// Begins an exchange, or finds one under way.
@@ -462,6 +468,9 @@ impl Refresher {
             };
         if paused {
             return Err(NotBegun::Before(self.not_before));
+        }
+        if let Some(due) = self.due_at().filter(|due| cause == Cause::Due && now.at < *due) {
+            return Err(NotBegun::Before(due));
         }
         if let Some(until) = self.blocked_until(now.at) {
             return Err(NotBegun::Claimed(until));
@@ -583,7 +592,7 @@ impl Refresher {
         self.step = Step::Claiming(Claim {
             cause,
             early,
-            spends_previous: false,
+            previous_of: None,
             ask: Ask::Load,
             unconfirmed: false,
             conflicts: 0,
@@ -601,12 +610,16 @@ impl Refresher {
             Ok(found) => found,
             Err(error) => return self.claim_without_store(&claim, error, now, actions),
         };
-        let written = |intent: &Intent| Some(intent.epoch) == self.mine && claim.unconfirmed;
+        let written = |intent: &Intent| self.is_mine(intent) && claim.unconfirmed;
         if stored.exchanges.intent.as_ref().is_some_and(written) {
             return self.claimed(&claim, revision, stored, now, actions);
         }
         self.adopt(stored, now, actions);
         actions.push(Action::Publish);
+        // Another grant stands there by now: what was refused says nothing about it.
+        if claim.previous_of.is_some_and(|version| version != self.connection.exchanges.version) {
+            return self.not_called(actions);
+        }
         if self.ended || !is_wanted(&self.connection, self.terms.grant_type, claim.cause, now.at) {
             return self.not_called(actions);
         }
@@ -621,7 +634,7 @@ impl Refresher {
         let before = next.exchanges.intent.take();
         let in_doubt = self.rotates()
             && before.is_some_and(|intent| {
-                let ours = Some(intent.epoch) == self.mine;
+                let ours = self.is_mine(&intent);
                 intent.generation == next.exchanges.generation && (intent.in_doubt || !ours || self.in_doubt)
             });
         next.exchanges.claimed = epoch;
@@ -719,7 +732,7 @@ impl Refresher {
             revision,
             version: self.connection.exchanges.version,
             from: self.connection.grant.clone(),
-            spends_previous: claim.spends_previous,
+            spends_previous: claim.previous_of.is_some(),
             in_doubt,
         }
     }
@@ -759,7 +772,7 @@ impl Refresher {
             }
             Err(error) => {
                 let failure = RefreshFailure::from(error);
-                if self.may_try_previous(&exchange, &failure) {
+                if self.may_try_previous(&exchange, &failure, now.at) {
                     return self.try_previous(&exchange);
                 }
                 actions.push(Action::Leave(match failure.verdict(exchange.in_doubt) {
@@ -820,8 +833,6 @@ impl Refresher {
     // --- committing -----------------------------------------------------------------------------------------------
 
     fn commit(&mut self, exchange: Exchange, grant: Box<Grant>, kept: bool, now: Now) {
-        let before = exchange.from.as_ref().map(|grant| grant.generation).unwrap_or_default();
-        let not_before = pause_after_issue(before, &grant, now.at);
         // The record is most often as the claim left it: it need not be read again.
         let is_as_claimed =
             self.connection.exchanges.intent.as_ref().map(|intent| intent.epoch) == Some(exchange.epoch);
@@ -834,7 +845,7 @@ impl Refresher {
             None => Ask::Load,
         };
         self.step =
-            Step::Committing(Commit { exchange, grant, kept, not_before, ask, unconfirmed: 0, conflicts: 0 });
+            Step::Committing(Commit { exchange, grant, kept, ask, unconfirmed: 0, conflicts: 0 });
     }
 
     fn commit_loaded(
@@ -902,17 +913,9 @@ impl Refresher {
         let before = commit.exchange.from.as_ref();
         self.connection = record;
         self.failures = 0;
-        self.not_before = commit.not_before;
+        self.not_before = UnixTime::default();
         // The refused access token came back beside another refresh token: it is no other token for that.
-        if let (Some(before), Some(after)) = (before, &self.connection.grant)
-            && before.access_token.matches(&after.access_token)
-        {
-            for marked in [&mut self.forced, &mut self.refused] {
-                if *marked == Some(before.generation) {
-                    *marked = Some(after.generation);
-                }
-            }
-        }
+        self.follow(before);
         self.watch(now);
     }
 
@@ -973,7 +976,7 @@ impl Refresher {
                 actions.push(Action::Note(Note::Taken));
                 actions.push(Action::Publish);
                 self.unsettled = None;
-                self.connection = next;
+                self.hold(next);
                 self.watch(now.at);
             }
             Ok(None) => self.offer_after(Duration::ZERO, now.at, actions),
@@ -981,18 +984,21 @@ impl Refresher {
         }
     }
 
-    /// What this process kept on disk in an earlier run. It is offered where it is newer than what the store holds.
+    /// What this process kept on disk in an earlier run. It is offered, unless what the store holds is newer.
     fn recovered(&mut self, kept: Connection, now: Now, actions: &mut Actions) {
-        let version = kept.exchanges.version;
+        let (version, stored) = (kept.exchanges.version, self.connection.exchanges.version);
         // What was refreshed of a grant that has been replaced or purged since is of a smaller lineage.
-        if self.is_of(&kept) && version > self.connection.exchanges.version {
+        if !self.is_of(&kept) || version < stored {
+            actions.push(Action::Settle(version));
+            return;
+        }
+        if version > stored {
             let stored = mem::replace(&mut self.connection, kept);
             self.connection = self.merged(stored);
-            self.offer_after(Duration::ZERO, now.at, actions);
             actions.push(Action::Publish);
-        } else {
-            actions.push(Action::Settle(version));
         }
+        // Written already, and maybe not confirmed: written once more, so that it is.
+        self.offer_after(Duration::ZERO, now.at, actions);
     }
 
     // --- failing --------------------------------------------------------------------------------------------------
@@ -1026,15 +1032,27 @@ impl Refresher {
         }
     }
 
-    /// The newest refresh token is refused and has never worked; the one before it is kept for this.
-    fn may_try_previous(&self, exchange: &Exchange, failure: &RefreshFailure) -> bool {
+    /// The newest refresh token is refused and has never worked; the one before it is kept for this. In doubt it is the
+    /// last resort, before a person is asked: a server may have put it in force again by answering a late repetition.
+    fn may_try_previous(&self, exchange: &Exchange, failure: &RefreshFailure, now: UnixTime) -> bool {
         let previous = exchange.from.as_ref().and_then(|grant| grant.previous_refresh_token.as_ref());
         previous.is_some()
             && !exchange.spends_previous
             && !self.ended
             && exchange.revision.is_some()
             && self.connection.exchanges.version == exchange.version
-            && failure.verdict(exchange.in_doubt) == Verdict::GrantDead
+            && match failure.verdict(exchange.in_doubt) {
+                Verdict::GrantDead => true,
+                Verdict::Suspect => exchange.in_doubt && self.would_die(failure, now),
+                _ => false,
+            }
+    }
+
+    /// Whether this failure is the one that ends the grant.
+    fn would_die(&self, failure: &RefreshFailure, now: UnixTime) -> bool {
+        let mut after = self.connection.clone();
+        record_failure(&mut after, failure, true, now);
+        after.lifecycle != self.connection.lifecycle
     }
 
     /// Renews the claim for a second call, in the place that the first one had.
@@ -1042,7 +1060,7 @@ impl Refresher {
         self.step = Step::Claiming(Claim {
             cause: exchange.cause,
             early: exchange.early,
-            spends_previous: true,
+            previous_of: Some(exchange.version),
             ask: Ask::Load,
             unconfirmed: false,
             conflicts: 0,
@@ -1076,7 +1094,7 @@ impl Refresher {
         if !self.in_doubt {
             next.exchanges.settle(exchange.epoch);
         }
-        if stored.exchanges.version != exchange.version {
+        if stored.exchanges.version > exchange.version {
             self.failures = 0; // that was about a grant which is no longer there
             self.not_before = UnixTime::default();
         }
@@ -1140,7 +1158,8 @@ impl Refresher {
     fn adopt(&mut self, stored: Connection, now: Now, actions: &mut Actions) {
         let (theirs, ours) = (stored.exchanges.version, self.connection.exchanges.version);
         if theirs < ours {
-            self.connection = self.merged(stored);
+            let merged = self.merged(stored);
+            self.hold(merged);
             if self.unsettled.is_none() {
                 self.offer_after(Duration::ZERO, now.at, actions);
             }
@@ -1180,10 +1199,37 @@ impl Refresher {
         held.version = ours.exchanges.version;
         held.claimed = theirs.claimed.max(ours.exchanges.claimed);
         held.generation = theirs.generation.max(ours.exchanges.generation);
+        // Other tokens were stored meanwhile, under our generation or a later one: ours come after them (I-3).
+        if let Some(grant) = &mut merged.grant
+            && grant.generation <= theirs.generation
+            && !stored.grant.is_some_and(|stored| stored.has_same_tokens(grant))
+        {
+            grant.generation = theirs.generation.next();
+            held.generation = grant.generation;
+        }
         held.rotated = theirs.rotated || ours.exchanges.rotated;
         held.intent = theirs.intent;
         held.settle(ours.exchanges.version.epoch);
         merged
+    }
+
+    /// Memory takes over a record that holds the same grant, be it as another generation: marks follow the token.
+    fn hold(&mut self, record: Connection) {
+        let before = mem::replace(&mut self.connection, record).grant;
+        self.follow(before.as_ref());
+    }
+
+    /// Where memory holds the access token of `before` as another generation, what was noted of it goes with it.
+    fn follow(&mut self, before: Option<&Grant>) {
+        if let (Some(before), Some(after)) = (before, &self.connection.grant)
+            && before.access_token.matches(&after.access_token)
+        {
+            for marked in [&mut self.forced, &mut self.refused] {
+                if *marked == Some(before.generation) {
+                    *marked = Some(after.generation);
+                }
+            }
+        }
     }
 
     fn is_of(&self, stored: &Connection) -> bool {
@@ -1216,6 +1262,11 @@ impl Refresher {
             && (self.terms.rotates || self.connection.exchanges.rotated)
     }
 
+    /// Whether it is the newest claim of ours. Two processes may give theirs the same epoch; one of them is stored.
+    fn is_mine(&self, intent: &Intent) -> bool {
+        Some(intent.epoch) == self.mine && intent.owner == self.protocol.owner
+    }
+
     /// Notes since when another process's claim has stood.
     fn watch(&mut self, now: UnixTime) {
         let epoch = self.connection.exchanges.intent.as_ref().map(|intent| intent.epoch);
@@ -1228,7 +1279,7 @@ impl Refresher {
     fn blocked_until(&self, now: UnixTime) -> Option<UnixTime> {
         let intent = self.connection.exchanges.intent.as_ref()?;
         let owner = intent.owner;
-        let is_ours = Some(intent.epoch) == self.mine && owner == self.protocol.owner;
+        let is_ours = self.is_mine(intent);
         let is_dead = self.protocol.exclusive || owner.node == self.protocol.owner.node;
         if is_ours || (is_dead && owner.run != self.protocol.owner.run) {
             return None;

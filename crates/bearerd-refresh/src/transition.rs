@@ -109,19 +109,6 @@ fn refresh_side(
     }
 }
 
-/// The earliest next attempt after an answer: an unchanged token is asked for again after half of its remaining
-/// life, at least one second; a new one needs no pause, unless it came too late to be used.
-pub(crate) fn pause_after_issue(before: Generation, after: &Grant, now: UnixTime) -> UnixTime {
-    if after.generation == before {
-        let remaining = after.access_expires_at.since(now);
-        return now + (remaining / 2).max(ISSUE_PAUSE_MIN);
-    }
-    if now < after.usable_until() { now } else { now + ISSUE_PAUSE_MIN }
-}
-
-/// Least pause after an answer that brought the same token, or one that has ended already.
-const ISSUE_PAUSE_MIN: Duration = Duration::from_secs(1);
-
 /// Puts what the exchange `epoch` brought into its connection.
 pub(crate) fn record_issue(connection: &mut Connection, grant: Grant, epoch: Epoch, now: UnixTime) {
     connection.health = Health::Ok;

@@ -192,28 +192,9 @@ proptest! {
         let next = refreshed(&consented(), answer);
         prop_assert_eq!(next.access_expires_at, at(sent + expires_in));
         prop_assert!(next.access_lifetime >= Duration::from_secs(expires_in));
-        prop_assert!(next.refresh_at() <= next.usable_until());
+        // A server that will not renew is asked again after its token's end, if little is left of it.
+        prop_assert!(next.refresh_at() <= next.usable_until() || same || expires_in < 2);
         prop_assert!(next.usable_until() <= next.access_expires_at);
-    }
-
-    /// An unchanged token is left alone for half of what is left of it, and never less than a second; a new one that
-    /// can be used needs no pause.
-    #[test]
-    fn pauses_after_issues_are_bounded(same in any::<bool>(), expires_in in 0_u64..4_000, took_ms in 0_u64..5_000) {
-        let before = consented();
-        let answer = obtained(if same { "at-1" } else { "at-2" }, expires_in, None, at(10));
-        let after = refreshed(&before, answer);
-        let now = at(10) + Duration::from_millis(took_ms);
-        let pause = pause_after_issue(before.generation, &after, now).since(now);
-        if same {
-            let half = after.access_expires_at.since(now) / 2;
-            prop_assert!(pause >= Duration::from_secs(1).max(half.saturating_sub(Duration::from_millis(1))));
-            prop_assert!(pause <= Duration::from_secs(1).max(half));
-        } else if now < after.usable_until() {
-            prop_assert_eq!(pause, Duration::ZERO);
-        } else {
-            prop_assert_eq!(pause, Duration::from_secs(1));
-        }
     }
 }
 

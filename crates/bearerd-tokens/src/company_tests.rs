@@ -188,6 +188,35 @@ async fn ten_thousand_connections_due_at_once_keep_to_the_limit() {
     assert_eq!(world.server.count(), CONNECTIONS, "one call each");
 }
 
+/// After a restart nobody has called yet: what was in use is taken up from the store's index, and let go again.
+#[tokio::test]
+async fn what_is_due_is_taken_up_without_callers() {
+    let settings = TokenSettings { warm_for_h: 1, ..TokenSettings::default() };
+    let world = World::with(NEW, Some((LIFE, LIFE)), settings).await;
+    let now = world.clock.now();
+    world
+        .write(|connection| {
+            connection.last_used_at = Some(now);
+            connection.due_at = Some(now + LIFE / 2);
+        })
+        .await;
+    world.clock.leap(LIFE - Duration::from_mins(3));
+    eventually("it is refreshed", async || world.stored_tokens().await.1 == "at-2").await;
+    assert!(
+        world.stored().await.due_at > Some(world.clock.now()),
+        "when it is due next is written beside it"
+    );
+    // The next one was due while it still counted as in use; after that it is nobody's.
+    world.clock.leap(Duration::from_hours(2));
+    eventually("it is refreshed once more", async || world.stored_tokens().await.1 == "at-3").await;
+    world.clock.leap(Duration::from_mins(5));
+    eventually("it leaves memory", async || world.engine.peek(&c()).is_none()).await;
+    assert_eq!(world.server.count(), 2);
+    // Once a day its grant is proved to be alive, by whoever comes first.
+    world.clock.leap(Duration::from_hours(24));
+    eventually("it is probed", async || world.server.count() == 3).await;
+}
+
 /// What a machine kept of an earlier run is the newest there is: it is in use before anything else is exchanged, and
 /// the store gets it.
 #[tokio::test]

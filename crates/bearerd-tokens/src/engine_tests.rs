@@ -88,7 +88,7 @@ fn grant(now: UnixTime, life: Duration, left: Duration) -> Grant {
         previous_refresh_token: None,
         refresh_expires_at: Some(now + REFRESH_LIFE),
         granted_at: now,
-        refreshed_at: now,
+        refreshed_at: now + left - life,
         scope: None,
     }
 }
@@ -1129,6 +1129,22 @@ async fn the_only_connection_is_the_only_one() {
     assert_eq!(world.engine.sole_connection().await, None); // kept, until the change is told
     world.engine.apply_all().await.unwrap(); // nothing is held: told all the same
     assert_eq!(world.engine.sole_connection().await, Some(c()));
+}
+
+/// A call that names no connection is one that a cached token can answer: an outage of the store does not fail it, and a
+/// refresh is no reason to ask anew.
+#[tokio::test]
+async fn the_only_connection_is_known_without_the_store() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    assert_eq!(world.engine.sole_connection().await, Some(c()));
+    world.backend.on(After::List(Kind::Connection), 0, async || panic!("asked again"));
+    world.engine.refresh_now(&c()).await.unwrap();
+    world.apply(Kind::Connection, "c").await;
+    assert_eq!(world.engine.sole_connection().await, Some(c()));
+    world.backend.down.store(true, SeqCst);
+    assert!(world.engine.apply_all().await.is_err());
+    assert_eq!(world.engine.sole_connection().await, Some(c()), "as it was last");
 }
 
 #[path = "company_tests.rs"]

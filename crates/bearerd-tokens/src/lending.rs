@@ -13,19 +13,14 @@ use crate::{
     slot::{Lendable, Slot},
 };
 
-/// The answer to "which is the only connection?", until a connection changes.
+/// The answer to "which is the only connection?", until one comes or goes.
 #[derive(Debug, Default)]
 pub(crate) struct Sole {
-    known: Known,
-    /// Grows with every change, so that an answer that was read before one is not kept after it.
+    /// What the store last said; also where it may no longer be so, for when it does not answer.
+    answer: Option<ConnectionId>,
+    is_known: bool,
+    /// Grows with every change, so that an answer that was read before one is not taken for one after it.
     changes: u64,
-}
-
-#[derive(Debug, Default)]
-enum Known {
-    #[default]
-    Not,
-    As(Option<ConnectionId>),
 }
 
 impl Inner {
@@ -133,26 +128,29 @@ impl Inner {
 
     pub(crate) fn sole_is_unknown(&self) {
         let mut sole = lock(&self.sole);
-        sole.known = Known::Not;
+        sole.is_known = false;
         sole.changes += 1;
     }
 
     pub(crate) async fn sole_connection(self: Arc<Self>) -> Option<ConnectionId> {
         let changes = {
             let sole = lock(&self.sole);
-            if let Known::As(known) = &sole.known {
-                return known.clone();
+            if sole.is_known {
+                return sole.answer.clone();
             }
             sole.changes
         };
-        let page = self.store.list::<Connection>(None, 2).await.ok()?;
+        let Ok(page) = self.store.list::<Connection>(None, 2).await else {
+            return lock(&self.sole).answer.clone(); // an outage of the store fails no call (product contract §7)
+        };
         let found = match page.records.as_slice() {
             [only] if page.damaged.is_empty() => Some(only.record.id.clone()),
             _ => None,
         };
         let mut sole = lock(&self.sole);
         if sole.changes == changes {
-            sole.known = Known::As(found.clone());
+            sole.is_known = true;
+            sole.answer.clone_from(&found);
         }
         found
     }

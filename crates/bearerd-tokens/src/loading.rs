@@ -72,12 +72,16 @@ impl Inner {
     }
 
     pub(crate) async fn reload_connection(self: &Arc<Self>, id: &str) -> Result<(), StoreError> {
-        self.sole_is_unknown();
         let Ok(id) = ConnectionId::parse(id) else { return Ok(()) };
-        match self.held(&id) {
-            Some(slot) => self.look(&slot).await,
-            None => Ok(()),
+        let Some(slot) = self.held(&id) else {
+            self.sole_is_unknown(); // it may be a new one
+            return Ok(());
+        };
+        let looked = self.look(&slot).await;
+        if slot.read(|state| state.refresher.has_ended()) {
+            self.sole_is_unknown();
         }
+        looked
     }
 
     /// Has the record read, and waits until memory has taken it over.
