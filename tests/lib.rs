@@ -19,7 +19,7 @@ pub use harness::history::{
 pub use harness::http::{Reply, Request, get, request};
 pub use harness::load::{FailedCall, Load, LoadReport};
 pub use harness::process::{bearerd_binary, free_port, loopback, output_folder, release_binary, repository};
-pub use harness::redis::{Redis, RedisNode};
+pub use harness::redis::Redis;
 pub use harness::redis_cluster::RedisCluster;
 pub use harness::redis_sentinel::RedisSentinel;
 pub use harness::runtime::{block_on, poll, wait_until};

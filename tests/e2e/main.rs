@@ -10,6 +10,7 @@ mod consent_browser;
 mod crash;
 mod demo;
 mod errors;
+mod failover;
 mod leaks;
 mod memory;
 mod network;

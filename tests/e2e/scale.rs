@@ -24,7 +24,7 @@ const WATCHED_FOR: Duration = Duration::from_secs(15);
 /// What an idle process takes.
 #[derive(Debug, Clone, Copy)]
 struct Idle {
-    resident_kib: u64,
+    resident_kib: u32,
     /// Milliseconds of processor time a second.
     cpu_ms_per_s: f64,
 }
@@ -38,7 +38,7 @@ fn an_idle_process_costs_what_is_in_use_and_not_what_is_stored() {
     let stored = asked.map_or(30_000, |text| text.parse().expect("BEARERD_STORED is a number"));
     let few = measure("scale-few", WARM);
     let many = measure("scale-many", stored);
-    let memory = many.resident_kib as f64 / few.resident_kib as f64;
+    let memory = f64::from(many.resident_kib) / f64::from(few.resident_kib);
     let cpu = many.cpu_ms_per_s / few.cpu_ms_per_s;
     println!("{WARM} stored, all warm: {few:?}\n{stored} stored, {WARM} warm: {many:?}");
     println!("memory × {memory:.2}, processor time × {cpu:.2}; each may be 1.5");
@@ -81,6 +81,7 @@ fn measure(name: &str, stored: usize) -> Idle {
     let (began, before) = (Instant::now(), cpu(&deployment.daemon));
     std::thread::sleep(WATCHED_FOR); // what is measured is this time
     let spent = cpu(&deployment.daemon).saturating_sub(before);
+    let resident_kib = u32::try_from(resident_kib).unwrap();
     Idle { resident_kib, cpu_ms_per_s: spent.as_secs_f64() * 1e3 / began.elapsed().as_secs_f64() }
 }
 

@@ -16,9 +16,11 @@ use rustix::process::{Pid, Signal, kill_process};
 pub fn loopback() -> IpAddr {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let [_, high, middle, low] = std::process::id().wrapping_mul(64).wrapping_add(count % 64).to_be_bytes();
     // 127.0.x.x is left to others; 0 and 255 as the last part are no host's.
-    Ipv4Addr::new(127, 1 + high % 254, middle, low.clamp(1, 254)).into()
+    let number = std::process::id().wrapping_mul(64).wrapping_add(count % 64);
+    let part = |number: u32| u8::try_from(number % 256).expect("a remainder of 256");
+    let (rest, low) = (number / 254, 1 + number % 254);
+    Ipv4Addr::new(127, part(1 + rest / 256 % 254), part(rest), part(low)).into()
 }
 
 /// A port of `address` on which nothing listens.

@@ -407,9 +407,7 @@ impl Control {
     async fn purge_under(&self, client: &Integration) -> Result<(), ActError> {
         let now = self.clock.now();
         for connection in self.connections_under(&client.id).await? {
-            if connection.grant.as_ref().is_some_and(|grant| grant.granted_at <= now) {
-                self.purge(&connection, client, now).await?;
-            }
+            self.purge(&connection, client, now).await?;
         }
         Ok(())
     }
@@ -432,7 +430,12 @@ impl Control {
             else {
                 return Ok(()); // deleted meanwhile
             };
-            if record.grant.as_ref().is_none_or(|grant| grant.granted_at > until) {
+            // Client credentials need no grant to begin from: what is under way for this client is made void too (I-4).
+            let is_over = match &record.grant {
+                Some(grant) => grant.granted_at > until,
+                None => !by_client,
+            };
+            if is_over {
                 return Ok(());
             }
             let queued = self.queue_grant(id, record.grant.as_ref(), client).await?;

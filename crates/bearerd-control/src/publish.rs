@@ -166,6 +166,7 @@ impl Control {
                 self.tokens.apply(&due.into_iter().cloned().collect::<Vec<_>>()).await?
             }
             Changes::Missed { .. } => {
+                followed.counter = None; // until everything was read: the next answer may leave it out
                 self.publish_snapshot().await?;
                 self.tokens.apply_all().await?
             }

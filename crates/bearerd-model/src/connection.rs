@@ -96,7 +96,7 @@ impl Connection {
     pub fn put_grant(&mut self, grant: Grant, now: UnixTime) {
         let epoch = self.exchanges.next_epoch(now);
         self.exchanges.begin(epoch);
-        self.due_at = Some(grant.refresh_at());
+        self.due_at = Some(grant.overdue_at());
         self.set_grant(grant);
     }
 

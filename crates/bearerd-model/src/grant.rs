@@ -82,6 +82,12 @@ impl Grant {
         RefreshRules::for_lifetime(self.access_lifetime).freshness(self.access_expires_at, now)
     }
 
+    /// When others look after the connection, if whoever uses it has not asked for the next access token by then.
+    pub fn overdue_at(&self) -> UnixTime {
+        let margin = RefreshRules::for_lifetime(self.access_lifetime).margin;
+        self.refresh_at() + OVERDUE_MAX.min(margin / 3)
+    }
+
     /// Whether there has been an access token: an import may bring a refresh token alone.
     pub fn has_access_token(&self) -> bool {
         self.access_expires_at != UnixTime::default()
@@ -114,6 +120,8 @@ impl Grant {
 
 /// Least time between an answer and the next question.
 const REFRESH_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest time that whoever uses a connection is left to refresh it, before others do.
+const OVERDUE_MAX: Duration = Duration::from_secs(90);
 /// Longest time before expiry at which a refresh begins.
 const MARGIN_MAX: Duration = Duration::from_mins(5);
 /// Longest time before expiry at which a token is no longer used: covers clock error and the call's own way.

@@ -13,8 +13,7 @@ use bearerd_store::{Revision, StoreError};
 use crate::{
     Obtained, RefreshFailure, TokenCall, TokenCallError, grant_from,
     transition::{
-        can_refresh, due_at, is_wanted, pause_after_failure, record_failure, record_issue,
-        worth_storing,
+        can_refresh, due_at, is_wanted, pause_after_failure, record_failure, record_issue, worth_storing,
     },
 };
 
@@ -301,8 +300,16 @@ struct Commit {
 struct Settlement {
     exchange: Exchange,
     failure: Option<RefreshFailure>,
+    /// What was written and not confirmed: one refusal is one strike, however often it is written.
+    unconfirmed: Option<Box<Connection>>,
     ask: Ask,
     conflicts: u32,
+}
+
+impl Settlement {
+    fn of(exchange: Exchange, failure: Option<RefreshFailure>) -> Self {
+        Self { exchange, failure, unconfirmed: None, ask: Ask::Load, conflicts: 0 }
+    }
 }
 
 /// The next store command of a step.
@@ -435,8 +442,15 @@ impl Refresher {
         if self.ended || !matches!(self.connection.lifecycle, Lifecycle::Active { .. }) {
             return None;
         }
-        let at = self.due_at().unwrap_or_default();
+        let at = self.due_at().filter(|_| !self.is_in_doubt()).unwrap_or_default();
         Some(at.max(self.not_before).max(self.blocked_until(now).unwrap_or_default()))
+    }
+
+    /// Nobody is at it, and an earlier exchange of the refresh token may have been answered: it is tried again at once,
+    /// whatever the access token's age, since a server honours a refresh token that it has replaced for seconds, if at
+    /// all.
+    fn is_in_doubt(&self) -> bool {
+        self.rotates() && !self.is_exchanging() && self.connection.exchanges.intent.is_some()
     }
 
     /// When the grant in memory wants an exchange; `None`: at once.
@@ -469,7 +483,8 @@ impl Refresher {
         if paused {
             return Err(NotBegun::Before(self.not_before));
         }
-        if let Some(due) = self.due_at().filter(|due| cause == Cause::Due && now.at < *due) {
+        let waits = |due: &UnixTime| cause == Cause::Due && now.at < *due && !self.is_in_doubt();
+        if let Some(due) = self.due_at().filter(waits) {
             return Err(NotBegun::Before(due));
         }
         if let Some(until) = self.blocked_until(now.at) {
@@ -620,7 +635,8 @@ impl Refresher {
         if claim.previous_of.is_some_and(|version| version != self.connection.exchanges.version) {
             return self.not_called(actions);
         }
-        if self.ended || !is_wanted(&self.connection, self.terms.grant_type, claim.cause, now.at) {
+        let cause = if self.is_in_doubt() { Cause::Operator } else { claim.cause };
+        if self.ended || !is_wanted(&self.connection, self.terms.grant_type, cause, now.at) {
             return self.not_called(actions);
         }
         if self.blocked_until(now.at).is_some() {
@@ -638,6 +654,7 @@ impl Refresher {
                 intent.generation == next.exchanges.generation && (intent.in_doubt || !ours || self.in_doubt)
             });
         next.exchanges.claimed = epoch;
+        next.due_at = Some(now.at + self.protocol.lease); // for whoever lives then, if this process does not
         next.exchanges.intent = Some(Intent {
             epoch,
             owner: self.protocol.owner,
@@ -698,7 +715,7 @@ impl Refresher {
         if now.at + self.protocol.call_timeout / 2 > not_after {
             actions.push(Action::Leave(Passage::NotCalled));
             self.not_before = now.at + STORE_PAUSE;
-            self.step = Step::Settling(Settlement { exchange, failure: None, ask: Ask::Load, conflicts: 0 });
+            self.step = Step::Settling(Settlement::of(exchange, None));
             return;
         }
         if intent.in_doubt {
@@ -844,8 +861,7 @@ impl Refresher {
             }
             None => Ask::Load,
         };
-        self.step =
-            Step::Committing(Commit { exchange, grant, kept, ask, unconfirmed: 0, conflicts: 0 });
+        self.step = Step::Committing(Commit { exchange, grant, kept, ask, unconfirmed: 0, conflicts: 0 });
     }
 
     fn commit_loaded(
@@ -1024,8 +1040,7 @@ impl Refresher {
         actions.push(Action::Note(Note::Failed { failure: failure.clone(), retry_at: self.not_before }));
         let writes = is_newest && worth_storing(&self.connection, &after);
         if writes || (exchange.revision.is_some() && !self.in_doubt) {
-            self.step =
-                Step::Settling(Settlement { exchange, failure: Some(failure), ask: Ask::Load, conflicts: 0 });
+            self.step = Step::Settling(Settlement::of(exchange, Some(failure)));
         } else {
             self.connection.health = after.health;
             self.finish(actions);
@@ -1081,6 +1096,9 @@ impl Refresher {
         let Ok((revision, stored)) = found else {
             return self.settled_without_store(&settlement, now, actions);
         };
+        if self.is_written(&settlement, &stored) {
+            return self.settled(stored, now, actions);
+        }
         let Settlement { exchange, failure, .. } = &settlement;
         let mut next = Box::new(stored.clone());
         // I-6: only the refusal of the newest refresh token counts.
@@ -1119,21 +1137,34 @@ impl Refresher {
     ) {
         let Ask::Replace { next, .. } = mem::replace(&mut settlement.ask, Ask::Load) else { return };
         match replaced {
-            Ok(Some(_)) => {
-                if let Lifecycle::ReauthorizationRequired { cause, .. } = next.lifecycle
-                    && !matches!(self.connection.lifecycle, Lifecycle::ReauthorizationRequired { .. })
-                {
-                    actions.push(Action::Note(Note::Died(cause)));
-                }
-                self.adopt(*next, now, actions);
-                self.finish(actions);
-            }
+            Ok(Some(_)) => self.settled(*next, now, actions),
             Ok(None) | Err(StoreError::OutcomeUnknown(_)) if settlement.conflicts < CONFLICTS_MAX => {
                 settlement.conflicts += 1;
+                settlement.unconfirmed = replaced.is_err().then_some(next);
                 self.step = Step::Settling(settlement);
             }
             Ok(None) | Err(_) => self.settled_without_store(&settlement, now, actions),
         }
+    }
+
+    /// Whether the write that was not confirmed is there after all.
+    fn is_written(&self, settlement: &Settlement, stored: &Connection) -> bool {
+        let ours = |intent: &Intent| intent.epoch <= settlement.exchange.epoch;
+        settlement.unconfirmed.as_ref().is_some_and(|next| {
+            stored.health == next.health
+                && stored.lifecycle == next.lifecycle
+                && (self.in_doubt || !stored.exchanges.intent.as_ref().is_some_and(ours))
+        })
+    }
+
+    fn settled(&mut self, record: Connection, now: Now, actions: &mut Actions) {
+        if let Lifecycle::ReauthorizationRequired { cause, .. } = record.lifecycle
+            && !matches!(self.connection.lifecycle, Lifecycle::ReauthorizationRequired { .. })
+        {
+            actions.push(Action::Note(Note::Died(cause)));
+        }
+        self.adopt(record, now, actions);
+        self.finish(actions);
     }
 
     /// Without the store nobody knows whether the refused token was the newest: the connection lives on, and the next
@@ -1200,12 +1231,13 @@ impl Refresher {
         held.claimed = theirs.claimed.max(ours.exchanges.claimed);
         held.generation = theirs.generation.max(ours.exchanges.generation);
         // Other tokens were stored meanwhile, under our generation or a later one: ours come after them (I-3).
-        if let Some(grant) = &mut merged.grant
-            && grant.generation <= theirs.generation
-            && !stored.grant.is_some_and(|stored| stored.has_same_tokens(grant))
-        {
-            grant.generation = theirs.generation.next();
-            held.generation = grant.generation;
+        if let Some(grant) = &mut merged.grant {
+            grant.generation = match &stored.grant {
+                Some(stored) if stored.has_same_tokens(grant) => grant.generation.max(stored.generation),
+                _ if grant.generation <= theirs.generation => theirs.generation.next(),
+                _ => grant.generation,
+            };
+            held.generation = held.generation.max(grant.generation);
         }
         held.rotated = theirs.rotated || ours.exchanges.rotated;
         held.intent = theirs.intent;

@@ -151,7 +151,7 @@ pub(crate) fn due_at(connection: &Connection, warm_for: Duration, now: UnixTime)
         return None;
     }
     let grant = connection.grant.as_ref()?;
-    let next = grant.refresh_at();
+    let next = grant.overdue_at();
     if connection.last_used_at.is_some_and(|used| next <= used + warm_for) {
         return Some(next);
     }

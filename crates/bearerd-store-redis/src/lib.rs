@@ -267,8 +267,8 @@ impl RedisBackend {
         if followed.turns != turns {
             *followed = Followed { turns, from: changes.counter() };
             warn!(
-                "{} is another server than before, or was restarted: its last writes may be lost, so everything is \
-                 read again",
+                "{}: another server has become a primary, or one was restarted; its last writes may be lost, so \
+                 everything is read again",
                 self.servers.name()
             );
             return true;

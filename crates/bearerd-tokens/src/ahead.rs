@@ -23,10 +23,9 @@ use crate::{
 
 /// Longest sleep of the scheduler with nothing due.
 const IDLE_PAUSE: Duration = Duration::from_mins(1);
-/// How often the store's index of what is due is read, and how late: a process that uses a connection refreshes it by
-/// itself, and the others leave it the time for that.
+/// How often the store's index of what is due is read. What is in use is not in it before whoever uses it has had the
+/// time to refresh it.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
-const LOOK_AFTER_LAG: Duration = Duration::from_secs(90);
 /// Entries of the index read at once, and taken up in one go.
 const DUE_PAGE: usize = 256;
 const DUE_MAX: usize = 4_096;
@@ -119,6 +118,10 @@ impl Inner {
     /// Takes up what nobody has refreshed in time, in this process or another: what a restart left behind, and the
     /// daily probe of what nobody uses. Its cost follows what is due, not what is stored.
     async fn look_after(self: Arc<Self>) {
+        // At first what an earlier run had under way, whose claims are over before their deadline.
+        if let Err(error) = self.take_up_due(self.clock.now() + self.protocol.lease).await {
+            warn!(%error, "the index of due connections could not be read");
+        }
         loop {
             let pause = LOOK_AFTER_EVERY.mul_f64(0.75 + jitter() / 2.0);
             tokio::select! {
@@ -127,7 +130,7 @@ impl Inner {
             }
             self.drop_unused();
             self.count();
-            if let Err(error) = self.take_up_due().await {
+            if let Err(error) = self.take_up_due(self.clock.now()).await {
                 warn!(%error, "the index of due connections could not be read");
             }
         }
@@ -139,8 +142,7 @@ impl Inner {
         self.metrics.spilled.set(gauge(self.place.spill.as_ref().map_or(0, bearerd_spill::Spill::unsettled)));
     }
 
-    async fn take_up_due(self: &Arc<Self>) -> Result<(), StoreError> {
-        let until = self.clock.now() - LOOK_AFTER_LAG;
+    async fn take_up_due(self: &Arc<Self>, until: UnixTime) -> Result<(), StoreError> {
         let (mut after, mut seen): (Option<DueRecord>, usize) = (None, 0);
         while seen < DUE_MAX && !self.closing.is_cancelled() {
             let page = self.store.due::<Connection>(after.as_ref(), until, DUE_PAGE).await?;

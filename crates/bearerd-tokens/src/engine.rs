@@ -5,6 +5,7 @@
 //! out access tokens, `ahead` looks after what is due.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -20,7 +21,7 @@ use bearerd_oauth::{RevocableToken, TokenRequest};
 use bearerd_refresh::{Actions, Cause, Due, NotBegun, Now, Obtained, Protocol, Refresher, TokenCallError};
 use bearerd_store::{Kind, RecordKey, Store, StoreError};
 use prometheus::Registry;
-use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tokio::{runtime::Handle, sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
@@ -231,16 +232,20 @@ impl TokenEngine {
     /// # Errors
     /// The store; what was not taken over is tried again with the next call that names it.
     pub async fn apply(&self, keys: &[RecordKey]) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
+        let mut reading = JoinSet::new();
         let mut refused = Vec::new();
-        for key in keys {
-            let outcome = match key.kind {
-                Kind::Connection => self.inner.reload_connection(&key.id).await,
-                Kind::Integration => self.inner.reload_integration(&key.id).await,
-                _ => Ok(()),
-            };
-            refused.extend(own_refusal(outcome)?.map(|refusal| (key.clone(), refusal)));
+        let mut keys = keys.iter().cloned();
+        loop {
+            while reading.len() < READS_MAX
+                && let Some(key) = keys.next()
+            {
+                let engine = self.inner.clone();
+                reading.spawn_on(async move { (engine.reload(&key).await, key) }, &self.inner.runtime);
+            }
+            let Some(read) = reading.join_next().await else { return Ok(refused) };
+            let Ok((outcome, key)) = read else { continue }; // it panicked, which is told where it happened
+            refused.extend(own_refusal(outcome)?.map(|refusal| (key, refusal)));
         }
-        Ok(refused)
     }
 
     /// Takes everything over again, as [`Self::apply`] does: the change log does not reach back far enough, or the
@@ -251,15 +256,15 @@ impl TokenEngine {
     pub async fn apply_all(&self) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
         self.inner.sole_is_unknown();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
-        let mut refused = Vec::new();
-        for id in ids {
-            refused.extend(self.apply(&[RecordKey::new(Kind::Connection, id.as_str())]).await?);
-            let integration =
-                self.inner.held(&id).map(|slot| slot.read(|state| state.integration.id.clone()));
-            if let Some(integration) = integration {
-                refused.extend(self.apply(&[RecordKey::new(Kind::Integration, integration.as_str())]).await?);
-            }
-        }
+        let connections: Vec<RecordKey> =
+            ids.iter().map(|id| RecordKey::new(Kind::Connection, id.as_str())).collect();
+        let mut refused = self.apply(&connections).await?;
+        let integration_of =
+            |id: &ConnectionId| Some(self.inner.held(id)?.read(|state| state.integration.id.clone()));
+        let integrations: BTreeSet<_> = ids.iter().filter_map(integration_of).collect();
+        let integrations: Vec<RecordKey> =
+            integrations.iter().map(|id| RecordKey::new(Kind::Integration, id.as_str())).collect();
+        refused.extend(self.apply(&integrations).await?);
         Ok(refused)
     }
 
@@ -281,6 +286,9 @@ impl TokenEngine {
         self.inner.held(id)?.last_use.at()
     }
 }
+
+/// Records read at once where many have changed: a revoked key waits for all of them.
+const READS_MAX: usize = 64;
 
 /// What the store refused of one record while it goes on answering; its other failures are those of all records.
 fn own_refusal(outcome: Result<(), StoreError>) -> Result<Option<StoreError>, StoreError> {
@@ -305,6 +313,14 @@ impl Inner {
             return Err(TokenCallError::NotSent { reason });
         };
         call_token_endpoint(&self.connector, &self.clock, integration, request, limit).await
+    }
+
+    async fn reload(self: &Arc<Self>, key: &RecordKey) -> Result<(), StoreError> {
+        match key.kind {
+            Kind::Connection => self.reload_connection(&key.id).await,
+            Kind::Integration => self.reload_integration(&key.id).await,
+            _ => Ok(()),
+        }
     }
 
     /// Begins an exchange, or finds one under way.

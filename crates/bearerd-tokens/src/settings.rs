@@ -18,7 +18,7 @@ pub struct TokenSettings {
 
 impl Default for TokenSettings {
     fn default() -> Self {
-        Self { wait_max_s: 15, call_timeout_s: 20, warm_for_h: 24, spill_dir: None }
+        Self { wait_max_s: 15, call_timeout_s: 15, warm_for_h: 24, spill_dir: None }
     }
 }
 

@@ -109,13 +109,17 @@ impl Daemon {
             &registry,
         )?;
         let tokens = Arc::new(engine);
-        let control = Arc::new(Control::new(
+        let control = Control::new(
             store,
             tokens.clone(),
             clock.clone(),
             settings.connect.rules()?,
             settings.instance_rules(),
-        ));
+        );
+        // A refresh token that rotates must be somewhere, whatever becomes of a shared store.
+        let admits_rotation = settings.store != StoreKind::Redis || settings.spill_folder().is_some();
+        let control = Arc::new(control.admitting_rotation(admits_rotation));
+        control.register_metrics(&registry)?;
         control.load().await.context("the store cannot be read")?;
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let addresses = bound.addresses();

@@ -1,6 +1,11 @@
 //! Five mistakes that others have made, put back at the rig's boundary: the shipped code is as it is, and its
 //! surroundings behave as if it were not.
 
+use crate::{
+    explorer::{Bounds, explore},
+    scheduler::run_seeds,
+};
+
 /// One of the mistakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bug {
@@ -38,5 +43,37 @@ impl Bug {
 
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|bug| bug.name() == name)
+    }
+}
+
+/// What a mistake was found by.
+#[derive(Debug, Clone)]
+pub struct Caught {
+    pub bug: Bug,
+    /// The first seed that broke something, and what.
+    pub scheduler: Option<(u64, &'static str)>,
+    /// After how many states something was broken, and what.
+    pub explorer: Option<(u64, &'static str)>,
+}
+
+/// Seeds and states after which a mistake counts as not found.
+const SEEDS_MAX: u64 = 20_000;
+const STATES_MAX: u64 = 400_000;
+
+impl Bug {
+    /// Looks for the mistake, both ways.
+    pub fn catch(self) -> Caught {
+        let total = run_seeds(0, SEEDS_MAX, 1, Some(self), 1);
+        let scheduler = total.failed.first().map(|(seed, violation)| (*seed, violation.invariant));
+        let bounds = Bounds {
+            crashes: 0,
+            partitions: 0,
+            bug: Some(self),
+            states_max: STATES_MAX,
+            ..Bounds::default()
+        };
+        let explored = explore(bounds);
+        let explorer = explored.violation.map(|(violation, _)| (explored.states, violation.invariant));
+        Caught { bug: self, scheduler, explorer }
     }
 }

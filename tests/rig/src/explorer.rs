@@ -23,7 +23,7 @@ use crate::{
     history::{Limits, Violation, refresh_of},
     scheduler::FRESH_AFTER_MAX_MS,
     server::{Again, Answer, ServerRules, number},
-    world::{Address, Found, PATIENCE_MS, Setup, World, Written},
+    world::{Address, Found, PATIENCE_MS, Process, Setup, World, Written},
 };
 
 /// How far it goes.
@@ -77,6 +77,8 @@ pub struct Explored {
 struct State {
     world: World,
     jobs: Vec<Job>,
+    /// Digests of the processes, as far as they have not changed.
+    digests: Vec<Option<u64>>,
     /// Who has not heard of the newest change, and timers, per process.
     untold: Vec<bool>,
     timers: Vec<Vec<UnixTime>>,
@@ -85,6 +87,8 @@ struct State {
     partitions: u32,
     losses: u32,
     passes: u32,
+    /// Calls so far: names them.
+    calls: u32,
 }
 
 /// Something under way.
@@ -92,13 +96,39 @@ struct State {
 enum Job {
     Read(Address),
     Loaded(Address, Found),
-    Write { at: Address, expected: Revision, next: Rc<Connection>, purpose: Purpose, answers: bool },
-    Replaced { at: Address, next: Rc<Connection>, purpose: Purpose, written: Written },
+    Write {
+        at: Address,
+        expected: Revision,
+        next: Rc<Connection>,
+        purpose: Purpose,
+        answers: bool,
+    },
+    Replaced {
+        at: Address,
+        next: Rc<Connection>,
+        purpose: Purpose,
+        written: Written,
+    },
     /// A call that waits for its answer, until then.
-    Open { at: Address, until: u64, sent_at: UnixTime },
-    Serve { at: Address, refresh: usize },
-    Answered { at: Address, answer: Answer },
-    Keep { at: Address, record: Rc<Connection> },
+    Open {
+        at: Address,
+        call: u32,
+        until: u64,
+        sent_at: UnixTime,
+    },
+    Serve {
+        at: Address,
+        call: u32,
+        refresh: usize,
+    },
+    Answered {
+        at: Address,
+        answer: Answer,
+    },
+    Keep {
+        at: Address,
+        record: Rc<Connection>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +140,8 @@ enum Fate {
     Unconfirmed,
     /// Told that it may not be done, and done at some later moment or never.
     Later,
+    /// Done, and told at any later moment.
+    Slow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +168,7 @@ const SETTLE_STEPS_MAX: usize = 2_000;
 pub fn explore(bounds: Bounds) -> Explored {
     let mut explored = Explored::default();
     let mut seen = HashSet::new();
-    let begin = State::new(bounds);
+    let mut begin = State::new(bounds);
     seen.insert(begin.digest());
     let choices = begin.choices();
     let mut stack = vec![(begin, choices, 0_usize)];
@@ -180,7 +212,13 @@ pub fn explore(bounds: Bounds) -> Explored {
 }
 
 /// The same steps once more, with everything written down.
-fn tell_path(mut explored: Explored, bounds: Bounds, path: Vec<Choice>, end: State, settles: bool) -> Explored {
+fn tell_path(
+    mut explored: Explored,
+    bounds: Bounds,
+    path: Vec<Choice>,
+    end: State,
+    settles: bool,
+) -> Explored {
     let mut state = State::new(bounds);
     state.world.history.trace = Some(Vec::new());
     for choice in path {
@@ -201,7 +239,8 @@ impl State {
             rotates: true,
             leeway_ms: u64::MAX,
             again: bounds.again,
-            reuse_revokes: true,
+            // A call that the server takes up late must not end the grant: no client could prevent that.
+            reuse_revokes: false,
             life_secs: LIFE_SECS,
         };
         let mut world = World::new(Setup {
@@ -227,6 +266,7 @@ impl State {
         Self {
             world,
             jobs: Vec::new(),
+            digests: vec![None; bounds.processes],
             untold: vec![false; bounds.processes],
             timers: vec![Vec::new(); bounds.processes],
             cut: None,
@@ -234,6 +274,7 @@ impl State {
             partitions: bounds.partitions,
             losses: bounds.losses,
             passes: bounds.passes,
+            calls: 0,
         }
     }
 
@@ -283,12 +324,12 @@ impl State {
         let is_cut = |at: &Address| self.cut == Some(at.process) && self.world.lives(*at);
         match job {
             Job::Read(at) if is_cut(at) => vec![Fate::Fails],
-            Job::Read(_) if spare => vec![Fate::Plain, Fate::Fails],
+            Job::Read(_) if spare => vec![Fate::Plain, Fate::Fails, Fate::Slow],
             Job::Write { at, answers: true, .. } if is_cut(at) => vec![Fate::Fails, Fate::Later],
             Job::Write { answers: true, .. } if spare => {
-                vec![Fate::Plain, Fate::Fails, Fate::Unconfirmed, Fate::Later]
+                vec![Fate::Plain, Fate::Fails, Fate::Unconfirmed, Fate::Later, Fate::Slow]
             }
-            Job::Serve { at, .. } if spare && self.world.lives(*at) => vec![Fate::Plain, Fate::Fails],
+            Job::Serve { call, .. } if spare && self.is_open(*call) => vec![Fate::Plain, Fate::Fails],
             Job::Answered { .. } if spare => vec![Fate::Plain, Fate::Unconfirmed],
             Job::Open { until, .. } if self.world.now < *until => Vec::new(),
             _ => vec![Fate::Plain],
@@ -368,6 +409,9 @@ impl State {
                 self.crash(process);
             }
             Choice::Start(process) => {
+                self.digests[process] = None;
+                // The disk of a dead process is still by the time that another one reads it.
+                self.jobs.retain(|job| !matches!(job, Job::Keep { at, .. } if at.process == process));
                 for (at, actions) in self.world.start(process, JITTER) {
                     self.perform(at, actions);
                 }
@@ -401,6 +445,7 @@ impl State {
 
     fn crash(&mut self, process: usize) {
         let at = self.world.address(process, 0);
+        self.digests[process] = None;
         self.world.crash(process);
         self.timers[process].clear();
         self.untold[process] = false;
@@ -432,11 +477,14 @@ impl State {
         }
         match job {
             Job::Read(at) => {
-                let found = if fate == Fate::Plain { Ok(self.world.load(at)) } else { Err(unreachable()) };
-                self.jobs.push(Job::Loaded(at, found));
+                self.digests[at.process] = None;
+                let found = if fate == Fate::Fails { Err(unreachable()) } else { Ok(self.world.load(at)) };
+                let loaded = Job::Loaded(at, found);
+                if fate == Fate::Slow { self.jobs.push(loaded) } else { self.run(loaded, Fate::Plain) }
             }
             Job::Loaded(at, found) => {
-                let found = found.map(|(revision, record)| Some((revision, Box::new(Connection::clone(&record)))));
+                let found =
+                    found.map(|(revision, record)| Some((revision, Box::new(Connection::clone(&record)))));
                 self.tell(at, Event::Loaded(found));
             }
             Job::Write { at, expected, next, purpose, answers } => {
@@ -447,18 +495,22 @@ impl State {
                         self.jobs.push(Job::Write { at, expected, next, purpose, answers: false });
                         Err(unknown())
                     }
-                    Fate::Plain | Fate::Unconfirmed => {
+                    Fate::Plain | Fate::Slow | Fate::Unconfirmed => {
                         let written = self.world.replace(at.connection, expected, &next, purpose);
                         if written.is_some() {
                             for process in 0..self.untold.len() {
-                                self.untold[process] |= process != at.process && self.world.processes[process].alive;
+                                self.untold[process] |=
+                                    process != at.process && self.world.processes[process].alive;
                             }
                         }
-                        if fate == Fate::Plain { Ok(written) } else { Err(unknown()) }
+                        if fate == Fate::Unconfirmed { Err(unknown()) } else { Ok(written) }
                     }
                 };
-                if answers {
-                    self.jobs.push(Job::Replaced { at, next, purpose, written });
+                let replaced = Job::Replaced { at, next, purpose, written };
+                match fate {
+                    Fate::Slow => self.jobs.push(replaced),
+                    _ if answers => self.run(replaced, Fate::Plain),
+                    _ => {}
                 }
             }
             Job::Replaced { at, next, purpose, written } => {
@@ -470,10 +522,9 @@ impl State {
             }
             Job::Open { at, .. } => self.answer(at, Answer::NoReply),
             Job::Serve { at, .. } if fate == Fate::Fails => self.answer(at, Answer::NotSent),
-            Job::Serve { at, refresh } => {
+            Job::Serve { at, call, refresh } => {
                 let answer = self.world.exchange(at.connection, refresh);
-                let waits = |job: &Job| matches!(job, Job::Open { at: open, .. } if *open == at);
-                if self.jobs.iter().any(waits) {
+                if self.is_open(call) {
                     self.jobs.push(Job::Answered { at, answer });
                 }
             }
@@ -481,6 +532,7 @@ impl State {
                 self.answer(at, if fate == Fate::Plain { answer } else { Answer::Unavailable });
             }
             Job::Keep { at, record } => {
+                self.digests[at.process] = None;
                 self.world.keep(at, &record);
                 if self.world.lives(at) {
                     self.world.told_safe(at.connection, &record);
@@ -488,6 +540,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether somebody waits for the call's answer.
+    fn is_open(&self, call: u32) -> bool {
+        self.jobs.iter().any(|job| matches!(job, Job::Open { call: open, .. } if *open == call))
     }
 
     /// The call is over for its caller.
@@ -506,11 +563,13 @@ impl State {
     }
 
     fn tell(&mut self, at: Address, event: Event) {
+        self.digests[at.process] = None;
         let actions = self.world.tell(at, event, JITTER);
         self.perform(at, actions);
     }
 
     fn perform(&mut self, at: Address, actions: Actions) {
+        self.digests[at.process] = None;
         for action in actions {
             if self.world.perform(at, &action, JITTER) {
                 continue;
@@ -524,7 +583,9 @@ impl State {
                 Action::Replace { expected, next, purpose } => {
                     self.jobs.push(Job::Write { at, expected, next: Rc::new(*next), purpose, answers: true });
                 }
-                Action::Call { spends: Spends::RefreshToken(token), not_after } => self.call(at, &token, not_after),
+                Action::Call { spends: Spends::RefreshToken(token), not_after } => {
+                    self.call(at, &token, not_after)
+                }
                 Action::Keep(record) => self.jobs.push(Job::Keep { at, record: Rc::new(*record) }),
                 Action::Wake(wake) => {
                     self.timers[at.process].push(wake);
@@ -544,9 +605,11 @@ impl State {
             self.world.true_time(at.process, not_after)
         };
         let refresh = number(token.expose());
-        self.jobs.push(Job::Open { at, until, sent_at });
+        self.calls += 1;
+        let call = self.calls;
+        self.jobs.push(Job::Open { at, call, until, sent_at });
         self.world.call_begins(at, refresh);
-        self.jobs.push(Job::Serve { at, refresh });
+        self.jobs.push(Job::Serve { at, call, refresh });
     }
 
     // --- how it ends ----------------------------------------------------------------------------------------------
@@ -559,9 +622,7 @@ impl State {
     fn is_orphan(&self, job: &Job) -> bool {
         match job {
             Job::Write { answers, .. } => !answers,
-            Job::Serve { at, .. } => {
-                !self.jobs.iter().any(|job| matches!(job, Job::Open { at: open, .. } if open == at))
-            }
+            Job::Serve { call, .. } => !self.is_open(*call),
             Job::Keep { at, .. } => !self.world.lives(*at),
             _ => false,
         }
@@ -595,7 +656,8 @@ impl State {
                 self.apply(choice);
                 continue;
             }
-            let fresh = (0..self.untold.len()).all(|process| self.world.is_fresh(self.world.address(process, 0)));
+            let fresh =
+                (0..self.untold.len()).all(|process| self.world.is_fresh(self.world.address(process, 0)));
             if fresh {
                 return self.world.check_settled();
             }
@@ -612,22 +674,15 @@ impl State {
 
     // --- which state it is ----------------------------------------------------------------------------------------
 
-    fn digest(&self) -> u64 {
+    fn digest(&mut self) -> u64 {
         let mut digest = Digest(DefaultHasher::new());
         let state = (self.world.now, self.cut, self.crashes, self.partitions, self.losses, self.passes);
         state.hash(&mut digest.0);
         self.untold.hash(&mut digest.0);
         self.timers.hash(&mut digest.0);
         self.world.server.hash(&mut digest.0);
-        for process in &self.world.processes {
-            (process.alive, process.run).hash(&mut digest.0);
-            digest.record(process.spill[0].as_deref());
-            for slot in &process.slots {
-                (slot.places, slot.seen).hash(&mut digest.0);
-                digest.debug(&slot.refresher);
-                digest.record(Some(slot.refresher.connection()));
-            }
-            digest.debug(&process.breaker);
+        for (process, known) in self.world.processes.iter().zip(&mut self.digests) {
+            known.get_or_insert_with(|| digest_of_process(process)).hash(&mut digest.0);
         }
         digest.debug(&self.world.records[0].0);
         digest.record(Some(&self.world.records[0].1));
@@ -638,6 +693,19 @@ impl State {
         jobs.hash(&mut digest.0);
         digest.0.finish()
     }
+}
+
+fn digest_of_process(process: &Process) -> u64 {
+    let mut digest = Digest(DefaultHasher::new());
+    (process.alive, process.run).hash(&mut digest.0);
+    digest.record(process.spill[0].as_deref());
+    for slot in &process.slots {
+        (slot.places, slot.seen).hash(&mut digest.0);
+        digest.debug(&slot.refresher);
+        digest.record(Some(slot.refresher.connection()));
+    }
+    digest.debug(&process.breaker);
+    digest.0.finish()
 }
 
 fn digest_of(job: &Job) -> u64 {
@@ -660,8 +728,8 @@ fn digest_of(job: &Job) -> u64 {
             digest.debug(written);
             digest.record(Some(next));
         }
-        Job::Open { at, until, sent_at } => (at, until, sent_at).hash(&mut digest.0),
-        Job::Serve { at, refresh } => (at, refresh).hash(&mut digest.0),
+        Job::Open { at, call, until, sent_at } => (at, call, until, sent_at).hash(&mut digest.0),
+        Job::Serve { at, call, refresh } => (at, call, refresh).hash(&mut digest.0),
         Job::Answered { at, answer } => (at, answer).hash(&mut digest.0),
         Job::Keep { at, record } => {
             at.hash(&mut digest.0);

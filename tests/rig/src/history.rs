@@ -123,7 +123,8 @@ impl History {
             let newest = refresh_of(before);
             let refused = newest.is_some_and(|newest| self.connections[connection].refused.contains(&newest));
             if !refused || cause != DeathCause::GrantRefused {
-                let evidence = format!("{cause:?}, and the stored refresh token {newest:?} was never refused");
+                let evidence =
+                    format!("{cause:?}, and the stored refresh token {newest:?} was never refused");
                 self.broken("I-6", connection, at, evidence);
             }
         }
@@ -177,12 +178,7 @@ impl History {
     }
 
     /// I-1: `held` are the records in the store and the spill logs.
-    pub fn check_safe<'a>(
-        &mut self,
-        connection: usize,
-        at: u64,
-        held: impl Iterator<Item = &'a Connection>,
-    ) {
+    pub fn check_safe<'a>(&mut self, connection: usize, at: u64, held: impl Iterator<Item = &'a Connection>) {
         let Some((version, refresh)) = self.connections[connection].safe else { return };
         let mut found = None;
         for record in held {
@@ -194,7 +190,9 @@ impl History {
             }
             found = found.max(Some(other));
         }
-        let evidence = format!("rt-{refresh} of {version:?} was safe and is nowhere; the newest state left is {found:?}");
+        let evidence = format!(
+            "rt-{refresh} of {version:?} was safe and is nowhere; the newest state left is {found:?}"
+        );
         self.connections[connection].safe = None;
         self.broken("I-1", connection, at, evidence);
     }
@@ -207,6 +205,12 @@ fn falls(before: Option<Generation>, after: Option<Generation>) -> bool {
 /// The number of the refresh token that a record holds.
 pub fn refresh_of(record: &Connection) -> Option<usize> {
     let token = record.grant.as_ref()?.refresh_token.as_ref()?;
+    Some(crate::server::number(token.expose()))
+}
+
+/// The number of the refresh token before it, if the record keeps it.
+pub fn previous_of(record: &Connection) -> Option<usize> {
+    let token = record.grant.as_ref()?.previous_refresh_token.as_ref()?;
     Some(crate::server::number(token.expose()))
 }
 

@@ -4,6 +4,7 @@
 //! bearerd-rig scheduler [--seeds 10000] [--from 0] [--jobs 2] [--bug NAME]
 //! bearerd-rig replay SEED [--bug NAME] [--all]
 //! bearerd-rig exhaustive [--crashes 1] [--partitions 1] [--losses 1] [--passes 2] [--again another] [--bug NAME]
+//! bearerd-rig bugs
 //! ```
 
 use std::{io::Write, process::ExitCode, time::Instant};
@@ -11,14 +12,15 @@ use std::{io::Write, process::ExitCode, time::Instant};
 use bearerd_rig::{
     bugs::Bug,
     explorer::{self, Bounds},
-    server::Again,
     scheduler::{self, Plan, Total},
+    server::Again,
 };
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |name: &str, default: u64| value(&arguments, name).map_or(default, |text| parse(name, text));
-    let bug = value(&arguments, "--bug").map(|name| Bug::from_name(name).unwrap_or_else(|| fail("no such bug")));
+    let bug =
+        value(&arguments, "--bug").map(|name| Bug::from_name(name).unwrap_or_else(|| fail("no such bug")));
     match arguments.first().map(String::as_str) {
         Some("scheduler") => {
             let jobs = usize::try_from(number("--jobs", 2)).unwrap_or(1);
@@ -32,7 +34,8 @@ fn main() -> ExitCode {
             replay(seed, bug, arguments.iter().any(|argument| argument == "--all"))
         }
         Some("exhaustive") => {
-            let small = |name: &str, default: u32| u32::try_from(number(name, default.into())).unwrap_or(default);
+            let small =
+                |name: &str, default: u32| u32::try_from(number(name, default.into())).unwrap_or(default);
             let default = Bounds::default();
             let again = match value(&arguments, "--again") {
                 None | Some("another") => Again::Another,
@@ -51,6 +54,19 @@ fn main() -> ExitCode {
                 bug,
             };
             exhaustive(bounds)
+        }
+        Some("bugs") => {
+            println!("{:26} {:28} {}", "put back", "scheduler: seed, broken", "explorer: states, broken");
+            let mut all = true;
+            for bug in Bug::ALL {
+                let caught = bug.catch();
+                let shown = |found: Option<(u64, &str)>| {
+                    found.map_or_else(|| "not found".to_owned(), |(at, invariant)| format!("{at}, {invariant}"))
+                };
+                println!("{:26} {:28} {}", bug.name(), shown(caught.scheduler), shown(caught.explorer));
+                all &= caught.scheduler.is_some() && caught.explorer.is_some();
+            }
+            ExitCode::from(u8::from(!all))
         }
         _ => fail("scheduler, replay, exhaustive or bugs"),
     }

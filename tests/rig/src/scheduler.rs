@@ -184,14 +184,45 @@ enum Work {
     /// What is left of a list of actions.
     Rest(Address, Vec<Action>),
     Admit(Address),
-    Read { at: Address, answers_at: u64 },
+    Read {
+        at: Address,
+        answers_at: u64,
+    },
     Loaded(Address, Found),
-    Write { at: Address, expected: Revision, next: Rc<Connection>, purpose: Purpose, answers: Option<u64> },
-    Replaced { at: Address, next: Rc<Connection>, purpose: Purpose, written: Written },
-    Serve { at: Address, call: u64, refresh: usize, then: Then, answers_at: u64 },
-    Answered { at: Address, call: u64, answer: Answer },
-    Keep { at: Address, record: Rc<Connection>, answers_at: u64 },
-    Kept { at: Address, record: Option<Rc<Connection>> },
+    Write {
+        at: Address,
+        expected: Revision,
+        next: Rc<Connection>,
+        purpose: Purpose,
+        answers: Option<u64>,
+    },
+    Replaced {
+        at: Address,
+        next: Rc<Connection>,
+        purpose: Purpose,
+        written: Written,
+    },
+    Serve {
+        at: Address,
+        call: u64,
+        refresh: usize,
+        then: Then,
+        answers_at: u64,
+    },
+    Answered {
+        at: Address,
+        call: u64,
+        answer: Answer,
+    },
+    Keep {
+        at: Address,
+        record: Rc<Connection>,
+        answers_at: u64,
+    },
+    Kept {
+        at: Address,
+        record: Option<Rc<Connection>>,
+    },
     Wake(Address),
     Due(Address, UnixTime),
     Told(usize, usize),
@@ -389,7 +420,8 @@ impl Run {
             self.outcome.fresh_after_ms = waited.max(1);
         }
         let rests = |slot: &crate::world::Slot| slot.refresher.is_at_rest();
-        let all_rest = self.world.processes.iter().all(|process| process.alive && process.slots.iter().all(rests));
+        let all_rest =
+            self.world.processes.iter().all(|process| process.alive && process.slots.iter().all(rests));
         if all_rest {
             self.world.check_settled();
         } else if waited > FRESH_AFTER_MAX_MS + REST_MAX_MS {
@@ -404,7 +436,8 @@ impl Run {
                 if self.around[process].fresh[connection] || !self.world.is_healthy(connection) {
                     continue;
                 }
-                let evidence = format!("p{process} has had no token that is taken for {FRESH_AFTER_MAX_MS} ms");
+                let evidence =
+                    format!("p{process} has had no token that is taken for {FRESH_AFTER_MAX_MS} ms");
                 self.world.history.broken("I-14", connection, self.world.now, evidence);
             }
         }
@@ -414,7 +447,10 @@ impl Run {
         for process in 0..self.plan.processes {
             for (connection, slot) in self.world.processes[process].slots.iter().enumerate() {
                 if !slot.refresher.is_at_rest() {
-                    let evidence = format!("p{process} has always something under way: {:.300}", format!("{:?}", slot.refresher).split("step: ").nth(1).unwrap_or(""));
+                    let evidence = format!(
+                        "p{process} has always something under way: {:.300}",
+                        format!("{:?}", slot.refresher).split("step: ").nth(1).unwrap_or("")
+                    );
                     return self.world.history.broken("I-14", connection, self.world.now, evidence);
                 }
             }
@@ -438,10 +474,13 @@ impl Run {
                 self.push(answers_at, Work::Loaded(at, found));
             }
             Work::Loaded(at, found) if self.world.lives(at) => {
-                let found = found.map(|(revision, record)| Some((revision, Box::new(Connection::clone(&record)))));
+                let found =
+                    found.map(|(revision, record)| Some((revision, Box::new(Connection::clone(&record)))));
                 self.tell(at, Event::Loaded(found));
             }
-            Work::Write { at, expected, next, purpose, answers } => self.write(at, expected, next, purpose, answers),
+            Work::Write { at, expected, next, purpose, answers } => {
+                self.write(at, expected, next, purpose, answers)
+            }
             Work::Replaced { at, next, purpose, written } if self.world.lives(at) => {
                 let written = self.world.reported(at.connection, purpose, written);
                 if let Ok(Some(_)) = written {
@@ -449,7 +488,9 @@ impl Run {
                 }
                 self.tell(at, Event::Replaced(written));
             }
-            Work::Serve { at, call, refresh, then, answers_at } => self.serve(at, call, refresh, then, answers_at),
+            Work::Serve { at, call, refresh, then, answers_at } => {
+                self.serve(at, call, refresh, then, answers_at)
+            }
             Work::Answered { at, call, answer } => {
                 let under_way = &mut self.around[at.process].calls[at.connection];
                 if !self.world.lives(at) || *under_way != call {
@@ -459,10 +500,12 @@ impl Run {
                 }
                 *under_way = 0;
                 self.world.history.connections[at.connection].disturbed |= answer == Answer::NoReply;
-                let sent_at = self.world.clock(at.process) - Duration::from_millis(self.world.now - call / CALLS);
+                let sent_at =
+                    self.world.clock(at.process) - Duration::from_millis(self.world.now - call / CALLS);
                 self.tell(at, Event::Answered(answer.into_result(sent_at)));
             }
-            Work::Keep { at, record, answers_at } => {
+            // The disk of a dead process is still by the time that another one reads it.
+            Work::Keep { at, record, answers_at } if self.world.processes[at.process].run == at.run => {
                 let fails = self.happens(Fault::Disk, 3_000);
                 if !fails {
                     self.world.keep(at, &record);
@@ -605,7 +648,9 @@ impl Run {
                 self.push(then, Work::Admit(at));
             }
             Action::Load | Action::Look => self.load(at),
-            Action::Replace { expected, next, purpose } => self.replace(at, expected, Rc::new(*next), purpose),
+            Action::Replace { expected, next, purpose } => {
+                self.replace(at, expected, Rc::new(*next), purpose)
+            }
             Action::Call { spends: Spends::RefreshToken(token), not_after } => {
                 self.call(at, number(token.expose()), not_after);
             }
@@ -862,7 +907,9 @@ impl Run {
         if self.happens(Fault::Outage, 400) && self.store == StoreState::Up {
             self.store = if self.random.chance(7_000) { StoreState::Down } else { StoreState::ReadOnly };
             let down = self.store == StoreState::Down;
-            self.world.history.note(self.world.now, || format!("the store is {}", if down { "down" } else { "read-only" }));
+            self.world
+                .history
+                .note(self.world.now, || format!("the store is {}", if down { "down" } else { "read-only" }));
             let until = self.soon(100, 40_000);
             self.push(until, Work::Mend(Mend::Store));
         }
