@@ -885,6 +885,14 @@ impl Refresher {
         // Written already, and not confirmed: written once more, so that it is.
         let mut next = Box::new(stored);
         if version.epoch < epoch {
+            // Another exchange of the same refresh token was stored first. Should the server hold to what that one
+            // brought, it is the token to fall back on.
+            let other = next.grant.as_ref().and_then(|grant| grant.refresh_token.as_ref());
+            if let Some(other) = other.filter(|_| version > commit.exchange.version)
+                && !commit.grant.refresh_token.as_ref().is_some_and(|ours| ours.matches(other))
+            {
+                commit.grant.previous_refresh_token = Some(other.clone());
+            }
             self.put_issue(&mut next, &commit.grant, epoch, now.at);
         }
         commit.ask = Ask::Replace { expected: revision, next };

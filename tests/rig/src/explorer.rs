@@ -159,7 +159,7 @@ enum Choice {
 
 /// Life of an access token, and the limit of a call.
 const LIFE_SECS: u64 = 20;
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const JITTER: f64 = 0.5;
 /// Steps after which what should have settled counts as stuck.
 const SETTLE_STEPS_MAX: usize = 2_000;
@@ -656,9 +656,10 @@ impl State {
                 self.apply(choice);
                 continue;
             }
-            let fresh =
-                (0..self.untold.len()).all(|process| self.world.is_fresh(self.world.address(process, 0)));
-            if fresh {
+            let well = (0..self.untold.len())
+                .map(|process| self.world.address(process, 0))
+                .all(|at| self.world.is_fresh(at) && self.world.slot(at).refresher.is_at_rest());
+            if well {
                 return self.world.check_settled();
             }
             if self.world.now > since + FRESH_AFTER_MAX_MS {

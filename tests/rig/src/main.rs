@@ -61,7 +61,10 @@ fn main() -> ExitCode {
             for bug in Bug::ALL {
                 let caught = bug.catch();
                 let shown = |found: Option<(u64, &str)>| {
-                    found.map_or_else(|| "not found".to_owned(), |(at, invariant)| format!("{at}, {invariant}"))
+                    found.map_or_else(
+                        || "not found".to_owned(),
+                        |(at, invariant)| format!("{at}, {invariant}"),
+                    )
                 };
                 println!("{:26} {:28} {}", bug.name(), shown(caught.scheduler), shown(caught.explorer));
                 all &= caught.scheduler.is_some() && caught.explorer.is_some();

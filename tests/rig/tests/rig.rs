@@ -23,11 +23,9 @@ fn ten_thousand_seeds_break_nothing() {
 #[test]
 fn every_run_within_small_bounds_breaks_nothing() {
     let begin = Bounds { crashes: 0, partitions: 0, losses: 0, passes: 1, ..Bounds::default() };
-    for bounds in [
-        Bounds { crashes: 1, ..begin },
-        Bounds { partitions: 1, ..begin },
-        Bounds { losses: 1, ..begin },
-    ] {
+    for bounds in
+        [Bounds { crashes: 1, ..begin }, Bounds { partitions: 1, ..begin }, Bounds { losses: 1, ..begin }]
+    {
         let explored = explore(bounds);
         if let Some((violation, path)) = &explored.violation {
             println!("{}", path.join("\n"));
