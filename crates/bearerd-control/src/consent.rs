@@ -8,7 +8,7 @@ use bearerd_crypto::{base64url, random_base62, random_bytes, random_hex, sha256}
 use bearerd_model::{
     AuthorizationCode, ConnectLink, Connection, ConnectionId, ConsentFlow, ConsentOutcome, ConsentResult,
     Grant, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier,
-    Provider, SecretText, UnixTime,
+    Provider, RefreshToken, SecretText, UnixTime,
 };
 use bearerd_oauth::{AuthorizationRequest, CallbackError, TokenEndpointError};
 use bearerd_store::{Kind, StoreError, UpdateError};
@@ -414,7 +414,7 @@ impl Control {
 
     /// Tokens that nobody here will use.
     async fn revoke_refused(&self, flow: &ConsentFlow, integration: &Integration, grant: &Grant) {
-        match self.queue_grant(&flow.connection, Some(grant), integration).await {
+        match self.queue_grant(&flow.connection, None, Some(grant), integration).await {
             Ok(queued) => self.arm(queued).await,
             Err(error) => {
                 warn!(connection.id = %flow.connection, %error, "tokens of a refused consent are not revoked");
@@ -465,7 +465,7 @@ impl Control {
         mut decide: impl FnMut(&mut Connection) -> Result<(), Failure> + Send,
     ) -> Result<Connection, Failure> {
         let mut pauses = STORE_PAUSES.iter();
-        let mut is_retry = false;
+        let (mut is_retry, mut may_be_written) = (false, false);
         let placed = loop {
             let result = self
                 .store
@@ -499,12 +499,17 @@ impl Control {
                     return Err(Failure::new("connection_gone", message, RETRY));
                 }
                 (Err(UpdateError::Declined(failure)), _) => return Err(failure),
-                (Err(UpdateError::Store(error)), Some(pause)) => {
+                (Err(UpdateError::Store(error)), pause) => {
+                    may_be_written |= matches!(error, StoreError::OutcomeUnknown(_));
+                    let Some(pause) = pause else {
+                        let held = if may_be_written { self.placed(flow, grant).await } else { None };
+                        break held.ok_or_else(store_failure)?;
+                    };
                     warn!(connection.id = %flow.connection, %error, "a new grant was not written yet; trying again");
                     is_retry = true;
                     tokio::time::sleep(*pause).await;
                 }
-                (Err(_), _) => return Err(store_failure()),
+                (Err(UpdateError::Contended(_)), _) => return Err(store_failure()),
             }
         };
         crash_point(CrashPoint::ConsentStored);
@@ -515,6 +520,20 @@ impl Control {
         }
         self.in_force(Kind::Connection, placed.id.as_str()).await;
         Ok(placed)
+    }
+
+    /// The connection, if a write of unknown outcome has put the grant into it.
+    async fn placed(&self, flow: &ConsentFlow, grant: &Grant) -> Option<Connection> {
+        let stored = self.store.load::<Connection>(flow.connection.as_str()).await.ok()??.record;
+        let held = stored.grant.as_ref()?;
+        // A refresh may have been there since.
+        let came_from = |ours: &RefreshToken| {
+            let held = [&held.refresh_token, &held.previous_refresh_token];
+            held.into_iter().flatten().any(|token| token.matches(ours))
+        };
+        let is_ours = held.granted_at == grant.granted_at
+            && (held.has_same_tokens(grant) || grant.refresh_token.as_ref().is_some_and(came_from));
+        (flow_is_of(flow, &stored) && is_ours).then_some(stored)
     }
 
     fn failed(flow: &ConsentFlow, failure: Failure) -> ConsentResult {

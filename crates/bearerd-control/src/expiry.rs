@@ -26,15 +26,24 @@ const UNKNOWN_PAUSE: Duration = Duration::from_hours(7 * 24);
 /// Days until `ends_at`, rounded up, once the farthest threshold is reached: what an operator sees. `None`: further
 /// off, or over.
 pub fn expires_soon(ends_at: UnixTime, now: UnixTime) -> Option<u32> {
-    threshold(ends_at, now)?;
+    threshold(ends_at, now, Duration::MAX)?;
     let days = ends_at.since(now).as_millis().div_ceil(DAY.as_millis());
     u32::try_from(days).ok()
 }
 
-/// The nearest threshold that is reached.
-fn threshold(ends_at: UnixTime, now: UnixTime) -> Option<u32> {
+/// The nearest threshold that is reached. One at or above the whole `life` says nothing.
+fn threshold(ends_at: UnixTime, now: UnixTime, life: Duration) -> Option<u32> {
     let left = ends_at.since(now);
-    THRESHOLDS.into_iter().rev().find(|days| !left.is_zero() && left <= DAY * *days)
+    let reached = |days: &u32| !left.is_zero() && left <= DAY * *days && DAY * *days < life;
+    THRESHOLDS.into_iter().rev().find(reached)
+}
+
+/// The life that the refresh token was granted. `MAX` where each refresh does not grant another: then its end is told
+/// of once, however near it is.
+fn life_of(connection: &Connection) -> Duration {
+    let grant = connection.grant.as_ref().filter(|_| connection.exchanges.rotated);
+    let life = grant.and_then(|grant| Some(grant.refresh_expires_at?.since(grant.refreshed_at)));
+    life.unwrap_or(Duration::MAX)
 }
 
 /// When the next threshold is reached: the end itself after the last one.
@@ -55,7 +64,8 @@ enum Look {
     },
 }
 
-fn look(notice: &ExpiryNotice, grant: Option<&Grant>, now: UnixTime) -> Look {
+/// `life`: see [`life_of`].
+fn look(notice: &ExpiryNotice, grant: Option<&Grant>, life: Duration, now: UnixTime) -> Look {
     let Some(grant) = grant.filter(|grant| grant.refresh_token.is_some()) else { return Look::Forget };
     let connection = notice.connection.clone();
     let Some(ends_at) = grant.refresh_expires_at else {
@@ -66,7 +76,7 @@ fn look(notice: &ExpiryNotice, grant: Option<&Grant>, now: UnixTime) -> Look {
         return Look::Forget;
     }
     let told = notice.told_days.filter(|_| notice.ends_at == Some(ends_at));
-    let reached = threshold(ends_at, now);
+    let reached = threshold(ends_at, now, life);
     let tell = reached.filter(|days| told.is_none_or(|told| *days < told));
     let next = ExpiryNotice {
         connection,
@@ -86,7 +96,7 @@ impl Control {
         let earliest = now + OBTAINING_MAX;
         let due_at = match ends_at {
             None => now + UNKNOWN_PAUSE,
-            Some(ends_at) if threshold(ends_at, now).is_some() => earliest,
+            Some(ends_at) if threshold(ends_at, now, Duration::MAX).is_some() => earliest,
             Some(ends_at) => next_look(ends_at, now).max(earliest),
         };
         if let Err(error) = self.put_notice(id, due_at, earliest).await {
@@ -186,13 +196,25 @@ impl Control {
         }
         let connection = self.store.load::<Connection>(id).await?.map(|found| found.record);
         let grant = connection.as_ref().and_then(|connection| connection.grant.as_ref());
-        match look(&notice.record, grant, now) {
+        let life = connection.as_ref().map_or(Duration::MAX, life_of);
+        match look(&notice.record, grant, life, now) {
             Look::Forget => {
                 self.store.delete::<ExpiryNotice>(id, notice.revision).await?;
             }
             // Written first: of all processes, the one whose write counts tells.
             Look::Put { next, tell } => {
-                let is_mine = self.store.replace(notice.revision, &next).await?.is_some();
+                let is_mine = match self.store.replace(notice.revision, &next).await {
+                    Ok(written) => written.is_some(),
+                    // Told twice at worst: the next look would find it told.
+                    Err(error @ StoreError::OutcomeUnknown(_)) => {
+                        let stored = self.store.load::<ExpiryNotice>(id).await?;
+                        if stored.is_none_or(|stored| stored.record != next) {
+                            return Err(error); // looked at again
+                        }
+                        true
+                    }
+                    Err(error) => return Err(error),
+                };
                 if let (true, Some(threshold), Some(connection)) = (is_mine, tell, connection) {
                     self.tell(&connection, threshold, now);
                 }
@@ -280,7 +302,7 @@ mod tests {
             (0.0, None, None, 0.0),
         ] {
             let ends_at = in_days(days);
-            assert_eq!(threshold(ends_at, now), reached, "{days}");
+            assert_eq!(threshold(ends_at, now, Duration::MAX), reached, "{days}");
             assert_eq!(expires_soon(ends_at, now), shown, "{days}");
             assert_eq!(next_look(ends_at, now), in_days(next), "{days}");
         }
@@ -319,7 +341,7 @@ mod tests {
             ("rotated", near, Some(7), far, (None, None, 76.0)),
             ("consented anew, and short", far, Some(7), near, (Some(7), Some(7), 5.0)),
         ] {
-            let looked = look(&notice(held, told, now), Some(&grant(true, ends_at)), now);
+            let looked = look(&notice(held, told, now), Some(&grant(true, ends_at)), Duration::MAX, now);
             let (tell, told_days, due_in) = expected;
             let next = notice(ends_at, told_days, in_days(due_in));
             assert_eq!(looked, Look::Put { next, tell }, "{name}");
@@ -330,10 +352,28 @@ mod tests {
     fn what_cannot_expire_is_forgotten_or_put_off() {
         let now = UnixTime::from_secs(NOW);
         let held = notice(None, None, now);
-        assert_eq!(look(&held, None, now), Look::Forget);
-        assert_eq!(look(&held, Some(&grant(false, None)), now), Look::Forget);
-        assert_eq!(look(&held, Some(&grant(true, Some(now))), now), Look::Forget);
+        let look = |grant: Option<&Grant>| look(&held, grant, Duration::MAX, now);
+        assert_eq!(look(None), Look::Forget);
+        assert_eq!(look(Some(&grant(false, None))), Look::Forget);
+        assert_eq!(look(Some(&grant(true, Some(now)))), Look::Forget);
         let next = notice(None, None, now + UNKNOWN_PAUSE);
-        assert_eq!(look(&held, Some(&grant(true, None)), now), Look::Put { next, tell: None });
+        assert_eq!(look(Some(&grant(true, None))), Look::Put { next, tell: None });
+    }
+
+    /// A server that rotates grants a new life with each refresh: a threshold within it only is news.
+    #[test]
+    fn a_threshold_is_below_the_life_granted() {
+        let now = UnixTime::from_secs(NOW);
+        for (left, life_days, reached) in [
+            (10.0, 10, None),
+            (9.0, 10, None),
+            (7.0, 10, Some(7)),
+            (7.0, 7, None),
+            (1.0, 7, Some(1)),
+            (0.5, 1, None),
+            (13.0, 90, Some(14)),
+        ] {
+            assert_eq!(threshold(in_days(left), now, DAY * life_days), reached, "{left}, {life_days}");
+        }
     }
 }

@@ -77,12 +77,15 @@ impl Control {
         }
     }
 
-    /// How often somebody has begun to obtain tokens. Busy while somebody does.
+    /// How often somebody has begun to obtain tokens. Busy while somebody does, and while a call is under way: whoever
+    /// may begin none need not look for holders.
     pub(crate) async fn look_at_gate(&self, gate: &str) -> Result<Result<u64, GateBusy>, StoreError> {
         let stored = self.store.load::<RevocationGate>(gate).await?;
         let gate = stored.map(|gate| gate.record).unwrap_or_default();
         let now = self.clock.now();
-        Ok(if gate.obtaining.values().any(|until| *until > now) { Err(GateBusy) } else { Ok(gate.entered) })
+        let is_busy = gate.obtaining.values().any(|until| *until > now)
+            || gate.calling.is_some_and(|call| call.until > now);
+        Ok(if is_busy { Err(GateBusy) } else { Ok(gate.entered) })
     }
 
     /// Begins a call if nobody has begun to obtain tokens since `entered`, and no other call is under way. It is over

@@ -10,7 +10,9 @@ use bearerd_store::{Claim, Kind};
 use tracing::info;
 use url::Url;
 
-use crate::{ActError, Control, Page, Revision, Versioned, Written, settings::InstanceRules};
+use crate::{
+    ActError, Control, Page, Revision, Versioned, Written, revocation::name_of, settings::InstanceRules,
+};
 
 /// What an operator says of an integration. What is `None` is derived: see each member.
 #[derive(Debug, Clone)]
@@ -438,7 +440,7 @@ impl Control {
             if is_over {
                 return Ok(());
             }
-            let queued = self.queue_grant(id, record.grant.as_ref(), client).await?;
+            let queued = self.queue_grant(id, Some(name_of(&record)), record.grant.as_ref(), client).await?;
             purge_grant(&mut record, by_client, self.clock.now());
             if self.store.replace(revision, &record).await?.is_some() {
                 self.arm(queued).await;

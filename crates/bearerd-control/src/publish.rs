@@ -1,10 +1,16 @@
 //! Spreads changes: reads the change counter every 250 ms, and as soon as the store says that there is something new,
 //! and brings what changed into memory. Every act of this process does the same at once, so that an operator sees an act
 //! in force when it returns.
+//!
+//! Two parts, each behind a lock of its own: reading what changed, with keys and policies; and taking over connections
+//! and integrations, which are owed from then on until the store gave them. A revoked key waits for the first alone.
 
 use std::{
-    collections::BTreeSet,
-    sync::atomic::{AtomicBool, Ordering},
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex as SyncMutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +18,7 @@ use bearerd_model::{CallerKey, Integration, Policy};
 use bearerd_policy::Snapshot;
 use bearerd_store::{ChangeCounter, Changes, Kind, Record, RecordKey, StoreError};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Notify},
     time::{Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -24,6 +30,11 @@ use crate::Control;
 #[derive(Debug, Default)]
 pub(crate) struct Spread {
     followed: Mutex<Followed>,
+    owed: SyncMutex<Owed>,
+    /// There is something new in `owed`.
+    owes: Notify,
+    /// Held while what is owed is taken over: what was read earlier must not come in later.
+    applying: Mutex<()>,
     store_reachable: AtomicBool,
     snapshot_loaded: AtomicBool,
 }
@@ -32,9 +43,37 @@ pub(crate) struct Spread {
 struct Followed {
     /// Every change up to here was taken over, but for what is owed. `None`: nothing was read yet.
     counter: Option<ChangeCounter>,
-    /// Changed records that the store refused to give while it answered for others. They are asked for again each
-    /// time; what changed after them does not wait for that (S-04).
-    owed: BTreeSet<RecordKey>,
+    /// Keys or policies changed and were not read since.
+    owes_snapshot: bool,
+}
+
+/// Connections and integrations that changed and were not taken over since. They are asked for until the store gives
+/// them; what changed after them does not wait for that (S-04).
+#[derive(Debug, Default)]
+struct Owed {
+    /// Grows with everything that is owed.
+    newest: u64,
+    /// Changes were missed: every record in memory is owed.
+    everything: Option<u64>,
+    records: BTreeMap<RecordKey, Debt>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Debt {
+    since: u64,
+    /// The store did not give it since then. Asked for again with the next tick.
+    refused: bool,
+    /// It was told that the store does not give it.
+    told: bool,
+}
+
+/// What of the owed records is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// What was not refused yet: at once.
+    New,
+    /// All of it: with each tick.
+    All,
 }
 
 /// How the store and this process stand, for `/readyz`.
@@ -88,15 +127,27 @@ impl Control {
         Ok(())
     }
 
-    /// Follows the store until `closing` fires, tidies every minute, revokes what is to be revoked, and tells of refresh
-    /// tokens that end. Side by side: a deleted key must not wait for any of the rest.
+    /// Follows the store until `closing` fires, takes over what changed, tidies every minute, revokes what is to be
+    /// revoked, and tells of refresh tokens that end. Side by side: a deleted key must not wait for any of the rest.
     pub async fn run(&self, closing: CancellationToken) {
         let following = async {
             let mut ticks = every(FOLLOW_EVERY);
             let mut followed = None;
             while self.next_change(&mut ticks, followed, &closing).await {
-                followed = self.follow().await.ok(); // failures are logged where they change
+                followed = self.follow_changes().await.ok(); // failures are logged where they change
                 tokio::time::sleep(FOLLOW_PAUSE).await;
+            }
+        };
+        let applying = async {
+            let mut ticks = every(FOLLOW_EVERY);
+            loop {
+                let ask = tokio::select! {
+                    biased;
+                    () = closing.cancelled() => return,
+                    _ = ticks.tick() => Ask::All,
+                    () = self.spread.owes.notified() => Ask::New,
+                };
+                self.apply_owed(ask).await;
             }
         };
         let tidying = async {
@@ -105,7 +156,13 @@ impl Control {
                 self.tidy().await;
             }
         };
-        tokio::join!(following, tidying, self.work_on_revocations(&closing), self.tell_of_expiry(&closing));
+        tokio::join!(
+            following,
+            applying,
+            tidying,
+            self.work_on_revocations(&closing),
+            self.tell_of_expiry(&closing)
+        );
         self.write_last_uses().await;
     }
 
@@ -131,8 +188,16 @@ impl Control {
         }
     }
 
-    /// Takes over what changed since last time. The counter that it followed to.
-    pub(crate) async fn follow(&self) -> Result<ChangeCounter, StoreError> {
+    /// Takes over all that changed since last time, keys and policies first.
+    pub(crate) async fn follow(&self) -> Result<(), StoreError> {
+        let followed = self.follow_changes().await;
+        self.apply_owed(Ask::All).await;
+        followed.map(drop)
+    }
+
+    /// Reads what changed since last time: keys and policies are in force then, the rest is owed. The counter that it
+    /// followed to.
+    async fn follow_changes(&self) -> Result<ChangeCounter, StoreError> {
         let mut followed = self.spread.followed.lock().await;
         let result = self.follow_from(&mut followed).await;
         let reachable = result.is_ok();
@@ -145,7 +210,6 @@ impl Control {
         result
     }
 
-    /// Keys and policies first: a revoked key waits for no connection.
     async fn follow_from(&self, followed: &mut Followed) -> Result<ChangeCounter, StoreError> {
         let asked_at = self.clock.now();
         let changes = match followed.counter {
@@ -155,25 +219,52 @@ impl Control {
                 Changes::Since { counter, .. } | Changes::Missed { counter } => Changes::Missed { counter },
             },
         };
-        let refused = match &changes {
+        let counter = changes.counter();
+        match changes {
             Changes::Since { keys, .. } => {
-                if keys.iter().any(|key| matches!(key.kind, Kind::CallerKey | Kind::Policy)) {
-                    self.publish_snapshot().await?;
-                } else {
-                    self.snapshot.confirm(asked_at);
+                let (of_snapshot, others): (Vec<_>, Vec<_>) =
+                    keys.into_iter().partition(|key| matches!(key.kind, Kind::CallerKey | Kind::Policy));
+                followed.owes_snapshot |= !of_snapshot.is_empty();
+                if !others.is_empty() {
+                    self.owed().owe(others);
+                    self.spread.owes.notify_one();
                 }
-                let due: BTreeSet<&RecordKey> = followed.owed.iter().chain(keys).collect();
-                self.tokens.apply(&due.into_iter().cloned().collect::<Vec<_>>()).await?
             }
             Changes::Missed { .. } => {
-                followed.counter = None; // until everything was read: the next answer may leave it out
-                self.publish_snapshot().await?;
-                self.tokens.apply_all().await?
+                followed.owes_snapshot = true;
+                self.owed().owe_everything();
+                self.spread.owes.notify_one();
             }
-        };
-        followed.counter = Some(changes.counter());
-        followed.owe(refused);
-        Ok(changes.counter())
+        }
+        // Whatever it tells of is owed by now, so that the same changes need not be read again.
+        followed.counter = Some(counter);
+        if followed.owes_snapshot {
+            self.publish_snapshot().await?;
+            followed.owes_snapshot = false;
+        } else {
+            self.snapshot.confirm(asked_at);
+        }
+        Ok(counter)
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Owed> {
+        self.spread.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over connections and integrations that are owed. Dropped in the middle, it leaves them owed.
+    async fn apply_owed(&self, ask: Ask) {
+        let _one_at_a_time = self.spread.applying.lock().await;
+        let everything = self.owed().everything;
+        if let Some(since) = everything {
+            let refused = self.tokens.apply_all().await;
+            self.owed().everything_applied(since, refused);
+        }
+        let asked = self.owed().asked(ask);
+        if !asked.is_empty() {
+            let keys: Vec<RecordKey> = asked.keys().cloned().collect();
+            let refused = self.tokens.apply(&keys).await;
+            self.owed().applied(&asked, refused);
+        }
     }
 
     async fn publish_snapshot(&self) -> Result<(), StoreError> {
@@ -202,10 +293,14 @@ impl Control {
         }
     }
 
-    /// Puts an act of this process in force here at once; other processes follow within 250 ms.
+    /// Puts an act of this process in force here at once; other processes follow within 250 ms. A key or policy waits for
+    /// no connection.
     pub(crate) async fn in_force(&self, kind: Kind, id: &str) {
-        if let Err(error) = self.follow().await {
+        if let Err(error) = self.follow_changes().await {
             warn!(%error, "a change to {} {id} is stored; this process follows when the store answers", kind.name());
+        }
+        if !matches!(kind, Kind::CallerKey | Kind::Policy) {
+            self.apply_owed(Ask::New).await;
         }
     }
 
@@ -228,19 +323,61 @@ impl Control {
     }
 }
 
-impl Followed {
-    fn owe(&mut self, refused: Vec<(RecordKey, StoreError)>) {
+impl Owed {
+    fn owe(&mut self, keys: Vec<RecordKey>) {
+        self.newest += 1;
+        for key in keys {
+            let told = self.records.get(&key).is_some_and(|debt| debt.told);
+            self.records.insert(key, Debt { since: self.newest, refused: false, told });
+        }
+    }
+
+    fn owe_everything(&mut self) {
+        self.newest += 1;
+        self.everything = Some(self.newest);
+    }
+
+    fn asked(&self, ask: Ask) -> BTreeMap<RecordKey, Debt> {
+        let wanted = |debt: &Debt| ask == Ask::All || !debt.refused;
+        self.records.iter().filter(|(_, debt)| wanted(debt)).map(|(key, debt)| (key.clone(), *debt)).collect()
+    }
+
+    /// Everything was asked for once; of it, what was refused is owed by itself.
+    fn everything_applied(&mut self, since: u64, refused: Vec<(RecordKey, StoreError)>) {
+        if self.everything == Some(since) {
+            self.everything = None;
+        }
+        for (key, error) in refused {
+            self.refuse(key, since, &error);
+        }
+    }
+
+    fn applied(&mut self, asked: &BTreeMap<RecordKey, Debt>, refused: Vec<(RecordKey, StoreError)>) {
         let mut owed = BTreeSet::new();
         for (key, error) in refused {
-            if !self.owed.contains(&key) {
-                error!(%error, "a change of {key} is not in force here until the store gives the record: {error}");
-            }
+            let since = asked.get(&key).map_or(self.newest, |debt| debt.since);
+            self.refuse(key.clone(), since, &error);
             owed.insert(key);
         }
-        for key in self.owed.difference(&owed) {
-            info!("the change of {key} is in force");
+        for (key, debt) in asked.iter().filter(|(key, _)| !owed.contains(key)) {
+            // Not one that changed again meanwhile.
+            if self.records.get(key).is_some_and(|now| now.since == debt.since) {
+                self.records.remove(key);
+                if debt.told {
+                    info!("the change of {key} is in force");
+                }
+            }
         }
-        self.owed = owed;
+    }
+
+    /// The record was asked for after `since`, and the store did not give it.
+    fn refuse(&mut self, key: RecordKey, since: u64, error: &StoreError) {
+        let debt = self.records.entry(key.clone()).or_insert(Debt { since, refused: true, told: false });
+        debt.refused = debt.since <= since;
+        if !debt.told {
+            debt.told = true;
+            error!(%error, "a change of {key} is not in force here until the store gives the record: {error}");
+        }
     }
 }
 

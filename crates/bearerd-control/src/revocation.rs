@@ -2,10 +2,11 @@
 //! go into a durable queue first, whatever process is there works on it, and each is tried for days.
 //!
 //! A live grant is never killed (product contract §5): right before each call every stored connection is looked through
-//! for the token, and `gate` sees to it that none is given it meanwhile.
+//! for the token, and `gate` sees to it that none is given it meanwhile. A server may end a whole grant with one of its
+//! tokens, so none is revoked either while the grant that it is of is still stored, refreshed or not.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -13,9 +14,9 @@ use bearerd_crash_points::{CrashPoint, crash_point};
 use bearerd_crypto::random_bytes;
 use bearerd_model::{Connection, ConnectionId, Grant, Integration, RefreshToken, UnixTime};
 use bearerd_oauth::{RevocableToken, RevocationError};
-use bearerd_store::{DueRecord, Revocation, RevokedToken, StoreError, Versioned};
+use bearerd_store::{DueRecord, Revocation, RevokedGrant, RevokedToken, StoreError, Versioned};
 use bearerd_tokens::RevocationCallError;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -23,7 +24,7 @@ use crate::{Control, publish::PAGE};
 
 /// Tokens in the queue that are still to be wiped.
 #[must_use = "they wait until they are armed"]
-pub(crate) struct Queued(Vec<String>);
+pub(crate) struct Queued(Vec<Revocation>);
 
 /// Longest from queueing a token to wiping it. What was not wiped then is a live connection's, and stays.
 const WIPED_WITHIN: Duration = Duration::from_secs(30);
@@ -45,6 +46,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const COUNT_EVERY: Duration = Duration::from_mins(1);
 /// Entries taken at once: with one scan of the connections for each client among them.
 const BATCH: usize = 64;
+/// Clients whose tokens this process revokes at once.
+const CLIENTS_MAX: usize = 64;
 /// Everything in the queue is due before: for counting.
 const FAR: Duration = Duration::from_hours(30 * 24);
 
@@ -56,6 +59,8 @@ enum Outcome {
     /// The token's own end has come.
     Ended,
     Unsupported,
+    /// A connection that may hold the token cannot be read, and has not been for as long as calls are tried.
+    Unread,
     Failed(RevocationCallError),
 }
 
@@ -66,8 +71,50 @@ impl Outcome {
             Self::Kept => "kept",
             Self::Ended => "ended",
             Self::Unsupported => "unsupported",
+            Self::Unread => "given_up",
             Self::Failed(_) => "failed",
         }
+    }
+}
+
+/// What this process does about the queue.
+#[derive(Debug, Default)]
+pub(crate) struct RevocationWork {
+    /// Entries that do not open: told of once.
+    unreadable: BTreeSet<String>,
+    clients: JoinSet<Result<(), StoreError>>,
+    /// The gate of each client that is worked on.
+    at_work: HashMap<task::Id, String>,
+    /// Entries were left because their client was being worked on.
+    left: bool,
+}
+
+impl RevocationWork {
+    /// A client's turn is over.
+    fn ended(&mut self, done: Result<(task::Id, Result<(), StoreError>), JoinError>) {
+        let id = match done {
+            Ok((id, result)) => {
+                if let Err(error) = result {
+                    warn!(%error, "revocations are tried again: {error}");
+                }
+                id
+            }
+            Err(error) => error.id(),
+        };
+        self.at_work.remove(&id);
+    }
+
+    async fn one_ended(&mut self) -> bool {
+        let Some(done) = self.clients.join_next_with_id().await else { return false };
+        self.ended(done);
+        true
+    }
+
+    /// Waits for all that was begun. Whether entries were left.
+    #[cfg(test)]
+    pub(crate) async fn all_ended(&mut self) -> bool {
+        while self.one_ended().await {}
+        self.left
     }
 }
 
@@ -94,13 +141,15 @@ impl Control {
             );
             return Ok(Queued(Vec::new()));
         };
-        self.queue_grant(&connection.id, connection.grant.as_ref(), &integration).await
+        let name = Some(name_of(connection));
+        self.queue_grant(&connection.id, name, connection.grant.as_ref(), &integration).await
     }
 
-    /// As [`Self::queue_revocations`], for a grant that this client was given, whether a connection holds it or not.
+    /// As [`Self::queue_revocations`], for a grant that this client was given. `name`: of one that the connection holds.
     pub(crate) async fn queue_grant(
         &self,
         connection: &ConnectionId,
+        name: Option<RevokedGrant>,
         grant: Option<&Grant>,
         integration: &Integration,
     ) -> Result<Queued, StoreError> {
@@ -120,6 +169,7 @@ impl Control {
                 came_with: came_with.map(|token| self.hashes.revoked.hex(token.expose().as_bytes())),
                 token,
                 connection: connection.clone(),
+                grant: name,
                 integration: integration.clone(),
                 queued_at: now,
                 ends_at,
@@ -128,7 +178,7 @@ impl Control {
             };
             self.put_revocation(&revocation).await?;
             crash_point(CrashPoint::RevokeQueued);
-            queued.push(revocation.id);
+            queued.push(revocation);
         }
         Ok(Queued(queued))
     }
@@ -146,23 +196,17 @@ impl Control {
         }
     }
 
-    /// The tokens are wiped: their revocation is due now, the refresh token's first (O-41).
+    /// The tokens are wiped: their revocation is due now, the refresh token's first (O-41). Written anew: while they
+    /// were stored, whoever came upon an entry was right to drop it.
     pub(crate) async fn arm(&self, queued: Queued) {
-        let now = self.clock.now();
-        for (before, id) in (0..).zip(queued.0.iter().rev()) {
-            let due_at = now - Duration::from_millis(before);
-            let armed = self
-                .store
-                .update::<Revocation, std::convert::Infallible>(id, |revocation| {
-                    revocation.due_at = due_at;
-                    Ok(())
-                })
-                .await;
-            if let Err(error) = armed {
+        let (now, has_any) = (self.clock.now(), !queued.0.is_empty());
+        for (before, mut revocation) in (0..).zip(queued.0.into_iter().rev()) {
+            revocation.due_at = now - Duration::from_millis(before);
+            if let Err(error) = self.put_revocation(&revocation).await {
                 warn!(%error, "a token is revoked some {WIPED_WITHIN:?} later");
             }
         }
-        if !queued.0.is_empty() {
+        if has_any {
             self.work.revocations_due.notify_one();
         }
     }
@@ -170,22 +214,32 @@ impl Control {
     /// Works on the queue until `closing` fires. A call under way is left then: it is repeated.
     pub(crate) async fn work_on_revocations(&self, closing: &CancellationToken) {
         let work = async {
-            let mut unreadable = BTreeSet::new();
+            let mut work = RevocationWork::default();
             let mut counted_at = None;
             loop {
-                let worked_on = match self.revoke_due(&mut unreadable).await {
-                    Ok(worked_on) => worked_on,
-                    Err(error) => {
-                        debug!(%error, "the revocation queue cannot be read"); // `follow` tells of the store
-                        0
-                    }
-                };
-                let now = self.clock.now();
-                if worked_on > 0 || counted_at.is_none_or(|at| now >= at + COUNT_EVERY) {
-                    self.count_revocations(now).await;
-                    counted_at = Some(now);
+                if let Err(error) = self.begin_due(&mut work).await {
+                    debug!(%error, "the revocation queue cannot be read"); // `follow` tells of the store
                 }
-                let _ = tokio::time::timeout(LOOK_EVERY, self.work.revocations_due.notified()).await;
+                let pause = tokio::time::sleep(LOOK_EVERY);
+                tokio::pin!(pause);
+                loop {
+                    let now = self.clock.now();
+                    if counted_at.is_none_or(|at| now >= at + COUNT_EVERY) {
+                        self.count_revocations(now).await;
+                        counted_at = Some(now);
+                    }
+                    tokio::select! {
+                        Some(done) = work.clients.join_next_with_id() => {
+                            work.ended(done);
+                            counted_at = None;
+                            if work.left {
+                                break;
+                            }
+                        }
+                        () = self.work.revocations_due.notified() => break,
+                        () = &mut pause => break,
+                    }
+                }
             }
         };
         tokio::select! {
@@ -207,38 +261,39 @@ impl Control {
         }
     }
 
-    /// One look at the queue: whatever is due, page by page. How many entries this process worked on.
-    pub(crate) async fn revoke_due(&self, unreadable: &mut BTreeSet<String>) -> Result<usize, StoreError> {
+    /// One look at the queue: begins with whatever is due, page by page. An instance that hangs holds up no other: each
+    /// client has a task of its own, and nothing here waits for one while few are at work. How many entries this process
+    /// works on.
+    pub(crate) async fn begin_due(&self, work: &mut RevocationWork) -> Result<usize, StoreError> {
         let now = self.clock.now();
         let (mut worked_on, mut after) = (0, None::<DueRecord>);
+        work.left = false;
         loop {
+            while let Some(done) = work.clients.try_join_next_with_id() {
+                work.ended(done);
+            }
+            while work.clients.len() >= CLIENTS_MAX && work.one_ended().await {}
             let due = self.store.due::<Revocation>(after.as_ref(), now, BATCH).await?;
             let mut by_client = BTreeMap::<String, Vec<Versioned<Revocation>>>::new();
             for due in &due {
-                match self.take_revocation(&due.id).await {
+                match self.take_revocation(&due.id, work).await {
                     Ok(Some(taken)) => {
                         worked_on += 1;
                         by_client.entry(self.gate_id(&taken.record.integration)).or_default().push(taken);
                     }
                     Ok(None) => {} // another process was faster
                     Err(error @ StoreError::Damaged { .. }) => {
-                        if unreadable.insert(due.id.clone()) {
+                        if work.unreadable.insert(due.id.clone()) {
                             error!(%error, "a token in the revocation queue is not revoked: {error}");
                         }
                     }
                     Err(error) => return Err(error),
                 }
             }
-            // An instance that hangs holds up no other.
-            let mut clients = JoinSet::new();
             for (gate, taken) in by_client {
-                let control = self.clone();
-                clients.spawn(async move { control.revoke_of_client(&gate, taken).await });
-            }
-            while let Some(done) = clients.join_next().await {
-                if let Ok(Err(error)) = done {
-                    warn!(%error, "revocations are tried again: {error}");
-                }
+                let (control, name) = (self.clone(), gate.clone());
+                let begun = work.clients.spawn(async move { control.revoke_of_client(&gate, taken).await });
+                work.at_work.insert(begun.id(), name);
             }
             if due.len() < BATCH {
                 return Ok(worked_on);
@@ -247,13 +302,23 @@ impl Control {
         }
     }
 
-    /// Makes a due entry this process's for a while: by compare-and-swap, so that one of many has it.
-    async fn take_revocation(&self, id: &str) -> Result<Option<Versioned<Revocation>>, StoreError> {
+    /// Makes a due entry this process's for a while: by compare-and-swap, so that one of many has it. One whose client is
+    /// at work here is left where it is.
+    async fn take_revocation(
+        &self,
+        id: &str,
+        work: &mut RevocationWork,
+    ) -> Result<Option<Versioned<Revocation>>, StoreError> {
         let Some(Versioned { revision, mut record }) = self.store.load::<Revocation>(id).await? else {
             return Ok(None);
         };
         let now = self.clock.now();
         if record.due_at > now {
+            return Ok(None);
+        }
+        let gate = self.gate_id(&record.integration);
+        if work.at_work.values().any(|at_work| *at_work == gate) {
+            work.left = true;
             return Ok(None);
         }
         record.due_at = now + CLAIM;
@@ -272,7 +337,12 @@ impl Control {
         let Ok(entered) = self.look_at_gate(gate).await? else {
             return self.postpone(taken, GATE_PAUSE, 0).await;
         };
-        let held = self.held_of(taken.as_slice()).await?;
+        let Some(held) = self.held_of(taken.as_slice()).await? else {
+            for entry in taken {
+                self.wait_for_reading(entry).await?;
+            }
+            return Ok(());
+        };
         while let Some(entry) = taken.next() {
             let revocation = &entry.record;
             let outcome = if revocation.ends_at.is_some_and(|at| at <= self.clock.now()) {
@@ -282,6 +352,18 @@ impl Control {
             {
                 Outcome::Kept
             } else {
+                match self.is_stored(revocation).await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        self.settle_revocation(entry, Outcome::Kept).await?;
+                        continue;
+                    }
+                    Err(StoreError::Damaged { .. }) => {
+                        self.wait_for_reading(entry).await?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
                 let Ok(call) = self.begin_call(gate, entered, CALL_LEASE).await? else {
                     self.postpone([entry], GATE_PAUSE, 0).await?;
                     return self.postpone(taken, GATE_PAUSE, 0).await;
@@ -305,9 +387,34 @@ impl Control {
         Ok(())
     }
 
+    /// Whether the grant that the token is of is still stored: it was not wiped after all, and goes on.
+    async fn is_stored(&self, revocation: &Revocation) -> Result<bool, StoreError> {
+        let Some(grant) = revocation.grant else { return Ok(false) };
+        let stored = self.store.load::<Connection>(revocation.connection.as_str()).await?;
+        Ok(stored.is_some_and(|stored| name_of(&stored.record) == grant))
+    }
+
+    /// Puts an entry off because a connection that may hold its token cannot be read; not for ever.
+    async fn wait_for_reading(&self, entry: Versioned<Revocation>) -> Result<(), StoreError> {
+        let (revocation, now) = (&entry.record, self.clock.now());
+        if revocation.ends_at.is_some_and(|at| at <= now) {
+            return self.settle_revocation(entry, Outcome::Ended).await;
+        }
+        if now >= revocation.queued_at + GIVE_UP_AFTER {
+            return self.settle_revocation(entry, Outcome::Unread).await;
+        }
+        warn!(
+            event = "revocation.failed", connection.id = %revocation.connection,
+            "{} of former connection {} is not revoked yet: a stored connection cannot be read, and may hold it",
+            kind_of(&revocation.token), revocation.connection
+        );
+        let pause = pause_after(revocation.attempts.saturating_add(1), jitter());
+        self.postpone([entry], pause, 1).await
+    }
+
     /// Which of these tokens, or of those that they came with, a stored connection holds. Looks through all of them,
-    /// for however many tokens: an index would be one more write with each refresh.
-    async fn held_of(&self, taken: &[Versioned<Revocation>]) -> Result<BTreeSet<String>, StoreError> {
+    /// for however many tokens: an index would be one more write with each refresh. `None`: one cannot be read.
+    async fn held_of(&self, taken: &[Versioned<Revocation>]) -> Result<Option<BTreeSet<String>>, StoreError> {
         let wanted: BTreeSet<&String> = taken
             .iter()
             .flat_map(|entry| [Some(&entry.record.id), entry.record.came_with.as_ref()])
@@ -316,6 +423,9 @@ impl Control {
         let (mut held, mut after) = (BTreeSet::new(), None::<String>);
         loop {
             let page = self.store.list::<Connection>(after.as_deref(), PAGE).await?;
+            if !page.damaged.is_empty() {
+                return Ok(None);
+            }
             for grant in page.records.iter().filter_map(|found| found.record.grant.as_ref()) {
                 let refresh = [&grant.refresh_token, &grant.previous_refresh_token];
                 let texts = refresh.into_iter().flatten().map(RefreshToken::expose);
@@ -326,7 +436,7 @@ impl Control {
             }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(held),
+                None => return Ok(Some(held)),
             }
         }
     }
@@ -388,7 +498,10 @@ impl Control {
                 );
                 None
             }
-            Outcome::Kept => Some("a live connection holds it"),
+            Outcome::Kept => Some("a live connection holds it, or the grant that it is of"),
+            Outcome::Unread => {
+                Some("a connection that may hold it cannot be read; it is left to end by itself")
+            }
             Outcome::Ended => Some("it has ended by itself"),
             Outcome::Unsupported => Some("its server does not revoke such tokens"),
         };
@@ -442,6 +555,14 @@ impl Control {
             self.store.replace(revision, &record).await?;
         }
         Ok(())
+    }
+}
+
+/// The grant that the connection holds, by a name that stays while it is refreshed.
+pub(crate) fn name_of(connection: &Connection) -> RevokedGrant {
+    RevokedGrant {
+        connection_created_at: connection.created_at,
+        lineage: connection.exchanges.version.lineage,
     }
 }
 

@@ -2,7 +2,7 @@
 //! a store that fails on demand; a control between them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt,
     future::Future,
     pin::Pin,
@@ -38,6 +38,7 @@ use url::{Url, form_urlencoded};
 
 use crate::{
     BegunConsent, Callback, ConnectRules, ConnectionSpec, Control, InstanceRules, IntegrationSpec, Operator,
+    revocation::RevocationWork,
 };
 
 pub(crate) const PUBLIC_URL: &str = "https://connect.example";
@@ -339,6 +340,8 @@ pub(crate) struct FrailBackend {
     pub(crate) forgetful: AtomicBool,
     /// This record is not given, for this reason.
     pub(crate) withheld: Mutex<Option<(RecordKey, StoreError)>>,
+    /// Records of this kind are replaced, and that is not confirmed.
+    pub(crate) unconfirmed: Mutex<Option<Kind>>,
     /// With how many passes of the point to let go by first.
     hooks: Mutex<Vec<(Point, usize, Hook)>>,
     /// Tells at once what changes.
@@ -440,6 +443,9 @@ impl Backend for FrailBackend {
         self.reached(Point::BeforeReplace(key.kind)).await;
         let replaced = self.inner.replace(key, disordered(expected), next, due_at).await?.map(disordered);
         self.written.send_modify(|count| *count += 1);
+        if *lock(&self.unconfirmed) == Some(key.kind) {
+            return Err(StoreError::OutcomeUnknown("cut off".to_owned()));
+        }
         Ok(replaced)
     }
 
@@ -618,11 +624,24 @@ impl World {
 
     /// One look at the revocation queue, by this control.
     pub(crate) async fn revoke(&self) -> usize {
-        self.control.revoke_due(&mut BTreeSet::new()).await.unwrap()
+        self.control.revoke_due().await.unwrap()
     }
 
     pub(crate) async fn count<R: bearerd_store::Record>(&self) -> usize {
         self.store.list::<R>(None, 1_000).await.unwrap().records.len()
+    }
+}
+
+impl Control {
+    /// Works on whatever is due to its end. How many entries that were.
+    pub(crate) async fn revoke_due(&self) -> Result<usize, StoreError> {
+        let (mut work, mut worked_on) = (RevocationWork::default(), 0);
+        loop {
+            worked_on += self.begin_due(&mut work).await?;
+            if !work.all_ended().await {
+                return Ok(worked_on);
+            }
+        }
     }
 }
 

@@ -25,11 +25,11 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Whether a call may go out now.
+    /// Whether a call may go out now; `true`: it is the probe, which decides for all.
     ///
     /// # Errors
     /// When to ask again.
-    pub fn enter(&mut self, now: UnixTime) -> Result<(), UnixTime> {
+    pub fn enter(&mut self, now: UnixTime) -> Result<bool, UnixTime> {
         if now < self.shut_until {
             return Err(self.shut_until);
         }
@@ -38,8 +38,9 @@ impl Breaker {
                 return Err(now + PAUSES.0);
             }
             self.probing = true;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Until when nothing passes, as far as is known now.
@@ -47,9 +48,11 @@ impl Breaker {
         (now < self.shut_until).then_some(self.shut_until)
     }
 
-    /// A call that entered has ended. `jitter` is 0 to 1.
-    pub fn leave(&mut self, passage: Passage, now: UnixTime, jitter: f64) {
-        let probed = std::mem::take(&mut self.probing);
+    /// A call that entered has ended; `is_probe` as [`Self::enter`] said. `jitter` is 0 to 1.
+    pub fn leave(&mut self, passage: Passage, is_probe: bool, now: UnixTime, jitter: f64) {
+        if is_probe {
+            self.probing = false;
+        }
         match passage {
             Passage::NotCalled => {}
             Passage::Answered => *self = Self::default(),
@@ -62,7 +65,7 @@ impl Breaker {
             Passage::Failed => {
                 self.failures = self.failures.saturating_add(1);
                 // What was already under way when it opened says nothing new.
-                if self.failures == FAILURES_MAX || (probed && self.failures > FAILURES_MAX) {
+                if self.failures == FAILURES_MAX || (is_probe && self.failures > FAILURES_MAX) {
                     let doublings = self.failures.saturating_sub(FAILURES_MAX).min(16);
                     let pause = PAUSES.0.saturating_mul(1 << doublings).min(PAUSES.1);
                     self.shut_until = now + pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
@@ -90,8 +93,8 @@ mod tests {
     fn broken() -> Breaker {
         let mut breaker = Breaker::default();
         for _ in 0..FAILURES_MAX {
-            breaker.enter(NOW).unwrap();
-            breaker.leave(Passage::Failed, NOW, 1.0);
+            assert_eq!(breaker.enter(NOW), Ok(false));
+            breaker.leave(Passage::Failed, false, NOW, 1.0);
         }
         breaker
     }
@@ -100,14 +103,16 @@ mod tests {
     fn failures_in_a_row_open_it_and_one_probe_decides() {
         let mut breaker = broken();
         assert_eq!(breaker.enter(NOW), Err(after(1)));
-        assert_eq!(breaker.enter(after(1)), Ok(()), "the probe");
+        assert_eq!(breaker.enter(after(1)), Ok(true), "the probe");
         assert!(breaker.enter(after(1)).is_err(), "everybody else waits for it");
-        breaker.leave(Passage::Failed, after(2), 1.0);
+        breaker.leave(Passage::NotCalled, false, after(1), 1.0);
+        assert!(breaker.enter(after(1)).is_err(), "the end of an older call is not the probe's");
+        breaker.leave(Passage::Failed, true, after(2), 1.0);
         assert_eq!(breaker.enter(after(2)), Err(after(4)), "twice as long");
         breaker.enter(after(4)).unwrap();
-        breaker.leave(Passage::Answered, after(5), 1.0);
+        breaker.leave(Passage::Answered, true, after(5), 1.0);
         for _ in 0..100 {
-            assert_eq!(breaker.enter(after(5)), Ok(()));
+            assert_eq!(breaker.enter(after(5)), Ok(false));
         }
     }
 
@@ -120,7 +125,7 @@ mod tests {
             assert!(until.since(now) <= PAUSES.1);
             now = until;
             breaker.enter(now).unwrap();
-            breaker.leave(Passage::Failed, now, 1.0);
+            breaker.leave(Passage::Failed, true, now, 1.0);
         }
     }
 
@@ -128,7 +133,7 @@ mod tests {
     fn calls_that_were_under_way_do_not_lengthen_its_pause() {
         let mut breaker = broken();
         for _ in 0..100 {
-            breaker.leave(Passage::Failed, NOW, 1.0);
+            breaker.leave(Passage::Failed, false, NOW, 1.0);
         }
         assert_eq!(breaker.enter(NOW), Err(after(1)));
     }
@@ -137,8 +142,8 @@ mod tests {
     fn a_probe_that_did_not_call_leaves_the_way_to_the_next() {
         let mut breaker = broken();
         breaker.enter(after(1)).unwrap();
-        breaker.leave(Passage::NotCalled, after(1), 1.0);
-        assert_eq!(breaker.enter(after(1)), Ok(()));
+        breaker.leave(Passage::NotCalled, true, after(1), 1.0);
+        assert_eq!(breaker.enter(after(1)), Ok(true));
     }
 
     /// `Retry-After` is obeyed by all, within its bounds.
@@ -147,9 +152,10 @@ mod tests {
         for (asked, pause) in [(Some(7), 7), (Some(0), 1), (Some(100_000), 600), (None, 30)] {
             let mut breaker = Breaker::default();
             breaker.enter(NOW).unwrap();
-            breaker.leave(Passage::Throttled { retry_after: asked.map(Duration::from_secs) }, NOW, 0.0);
+            let throttled = Passage::Throttled { retry_after: asked.map(Duration::from_secs) };
+            breaker.leave(throttled, false, NOW, 0.0);
             assert_eq!(breaker.enter(NOW), Err(after(pause)), "{asked:?}");
-            assert_eq!(breaker.enter(after(pause)), Ok(()));
+            assert_eq!(breaker.enter(after(pause)), Ok(false));
         }
     }
 }

@@ -43,9 +43,6 @@ fn margin(call_timeout: Duration) -> Duration {
 }
 
 const MARGIN_MIN: Duration = Duration::from_secs(2);
-/// How far the clocks of two machines may be apart. A claim that this process has watched for its whole life is over
-/// whatever the clocks say; one that it did not is over this long after its deadline.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(30);
 /// Pause before the store is asked again for what a rotating refresh cannot do without it.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// First and longest pause between two offers of a grant that the store did not take.
@@ -105,7 +102,7 @@ pub enum Event {
     Told,
     /// What a log on disk held from an earlier run.
     Recovered(Box<Connection>),
-    /// A time asked for by [`Action::Wake`] has come, or the store answers again.
+    /// A time asked for by [`Action::Wake`] has come.
     Woken,
 }
 
@@ -403,7 +400,12 @@ impl Refresher {
         self.failures
     }
 
-    /// What is in memory only, if anything: for a last word at shutdown.
+    /// No exchange is begun by itself before a time to come.
+    pub fn is_paused(&self, now: UnixTime) -> bool {
+        now < self.not_before
+    }
+
+    /// Whether memory holds what the store might not.
     pub fn is_unsettled(&self) -> bool {
         self.unsettled.is_some()
     }
@@ -449,7 +451,7 @@ impl Refresher {
     /// Nobody is at it, and an earlier exchange of the refresh token may have been answered: it is tried again at once,
     /// whatever the access token's age, since a server honours a refresh token that it has replaced for seconds, if at
     /// all.
-    fn is_in_doubt(&self) -> bool {
+    pub fn is_in_doubt(&self) -> bool {
         self.rotates() && !self.is_exchanging() && self.connection.exchanges.intent.is_some()
     }
 
@@ -476,8 +478,7 @@ impl Refresher {
         }
         let paused = now.at < self.not_before
             && match cause {
-                Cause::Due => true,
-                Cause::Refused(_) => self.failures > 0,
+                Cause::Due | Cause::Refused(_) => true,
                 Cause::Operator => false,
             };
         if paused {
@@ -500,6 +501,7 @@ impl Refresher {
         match event {
             Event::Admitted => self.admitted(now),
             Event::Barred { until } => {
+                self.forced = None;
                 self.not_before = self.not_before.max(until);
                 self.step = Step::Idle;
                 actions.push(Action::Publish);
@@ -627,6 +629,8 @@ impl Refresher {
         };
         let written = |intent: &Intent| self.is_mine(intent) && claim.unconfirmed;
         if stored.exchanges.intent.as_ref().is_some_and(written) {
+            // Another grant was put under the claim meanwhile: its newest refresh token is the one to spend.
+            claim.previous_of = claim.previous_of.filter(|version| *version == stored.exchanges.version);
             return self.claimed(&claim, revision, stored, now, actions);
         }
         self.adopt(stored, now, actions);
@@ -637,11 +641,10 @@ impl Refresher {
         }
         let cause = if self.is_in_doubt() { Cause::Operator } else { claim.cause };
         if self.ended || !is_wanted(&self.connection, self.terms.grant_type, cause, now.at) {
-            return self.not_called(actions);
+            return self.not_wanted(actions);
         }
         if self.blocked_until(now.at).is_some() {
             // Whoever waits is told when that claim ends; if it brought nothing, a refused token is asked for again.
-            self.forced = None;
             return self.not_called(actions);
         }
         let mut next = self.connection.clone();
@@ -727,7 +730,7 @@ impl Refresher {
     /// The store does not answer. A refresh token that stays may be spent all the same: nothing can be lost by it.
     fn claim_without_store(&mut self, claim: &Claim, error: StoreError, now: Now, actions: &mut Actions) {
         if self.ended || !is_wanted(&self.connection, self.terms.grant_type, claim.cause, now.at) {
-            return self.not_called(actions);
+            return self.not_wanted(actions);
         }
         if self.rotates() {
             self.not_before = now.at + STORE_PAUSE.mul_f64(0.5 + now.jitter / 2.0);
@@ -773,6 +776,12 @@ impl Refresher {
 
     /// Ends a step that led to no call.
     fn not_called(&mut self, actions: &mut Actions) {
+        self.forced = None; // a forced refresh that made no call does not count
+        self.not_wanted(actions);
+    }
+
+    /// The same where the record wants none: whoever reports the same refusal again is told so at once.
+    fn not_wanted(&mut self, actions: &mut Actions) {
         self.step = Step::Idle;
         actions.push(Action::Leave(Passage::NotCalled));
         actions.push(Action::Publish);
@@ -876,7 +885,10 @@ impl Refresher {
             Err(error) => return self.not_taken(&commit, error, now, actions),
         };
         let (version, epoch) = (stored.exchanges.version, commit.exchange.epoch);
-        if version.lineage != commit.exchange.version.lineage || version.epoch > epoch {
+        // What memory has taken over since may be newer too, and gone from the store.
+        let ours = GrantVersion { lineage: commit.exchange.version.lineage, epoch };
+        let memory = self.connection.exchanges.version;
+        if version.lineage != ours.lineage || version > ours || memory > ours {
             self.adopt(stored, now, actions);
             actions.push(Action::Note(Note::Lost));
             actions.push(Action::Settle(GrantVersion { lineage: commit.exchange.version.lineage, epoch }));
@@ -963,7 +975,8 @@ impl Refresher {
     }
 
     fn offer_again(&mut self, now: UnixTime, actions: &mut Actions) {
-        let pause = self.unsettled.map_or(OFFER_PAUSES.0, |offer| (offer.pause * 2).min(OFFER_PAUSES.1));
+        let doubled = self.unsettled.map_or(OFFER_PAUSES.0, |offer| offer.pause * 2);
+        let pause = doubled.clamp(OFFER_PAUSES.0, OFFER_PAUSES.1);
         self.offer_after(pause, now, actions);
     }
 
@@ -1115,7 +1128,11 @@ impl Refresher {
             && !Self::is_no_strike(exchange, failure)
         {
             record_failure(&mut next, failure, exchange.in_doubt, now.at);
-            next.due_at = due_at(&next, self.protocol.warm_for, now.at).map(|at| at.max(self.not_before));
+            next.due_at = if self.in_doubt {
+                Some(self.not_before)
+            } else {
+                due_at(&next, self.protocol.warm_for, now.at).map(|at| at.max(self.not_before))
+            };
         }
         if !self.in_doubt {
             next.exchanges.settle(exchange.epoch);
@@ -1325,8 +1342,7 @@ impl Refresher {
             return None;
         }
         let since = self.watched.map_or(now, |(_, since)| since);
-        let watched_out = since + intent.deadline.since(intent.began_at);
-        let until = watched_out.min(intent.deadline + CLOCK_SKEW_MAX);
+        let until = since + intent.deadline.since(intent.began_at);
         (now < until).then_some(until)
     }
 }

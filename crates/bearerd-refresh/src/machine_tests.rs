@@ -320,3 +320,54 @@ fn a_late_commit_keeps_the_token_that_it_replaces() {
     assert_eq!(grant.refresh_token.unwrap().expose(), "rt-3");
     assert_eq!(grant.previous_refresh_token.unwrap().expose(), "rt-2");
 }
+
+/// I-6: the same where the claim for it was not confirmed, and a newer grant was put under it.
+#[test]
+fn an_unconfirmed_claim_for_the_previous_token_spends_what_is_newest_by_now() {
+    let mut bench = Bench::new(true);
+    bench.stored = refreshed(record(), 2, 1);
+    bench.claim(at(0));
+    bench.refuse(at(1));
+    bench.load(at(1));
+    bench.stored = refreshed(bench.wanted(), 3, 2);
+    bench.stored.exchanges.intent = bench.wanted().exchanges.intent;
+    bench.tell(unknown(), at(1));
+    bench.load(at(1));
+    assert_eq!(bench.called().as_deref(), Some("rt-3"));
+}
+
+/// I-3: an exchange without the store comes after what memory has taken over meanwhile, which the store has lost since.
+#[test]
+fn memory_does_not_go_back_to_an_exchange_that_was_overtaken() {
+    let mut bench = Bench::new(false);
+    bench.refresher.ask(Cause::Due, at(0), &mut Vec::new()).unwrap();
+    bench.tell(Event::Admitted, at(0));
+    bench.tell(Event::Loaded(Err(unreachable())), at(0));
+    bench.tell(Event::Told, at(0));
+    let before = std::mem::replace(&mut bench.stored, refreshed(record(), 3, 5_000));
+    bench.load(at(1));
+    let version = bench.refresher.connection().exchanges.version;
+    bench.stored = before;
+    bench.tell(Event::Answered(Ok(obtained(2, false, NOW))), at(1));
+    bench.load(at(1));
+    assert_eq!(bench.refresher.connection().exchanges.version, version);
+    assert!(bench.refresher.is_unsettled(), "it is offered again");
+}
+
+/// I-14: a forced refresh that made no call is asked for again, whatever kept it from calling.
+#[test]
+fn a_forced_refresh_that_made_no_call_does_not_count() {
+    let mut bench = Bench::new(true);
+    let generation = bench.stored.exchanges.generation;
+    for told in [Event::Barred { until: at(1).at }, Event::Admitted] {
+        let is_admitted = matches!(told, Event::Admitted);
+        bench.refresher.ask_refused(generation, at(5), &mut Vec::new()).unwrap();
+        bench.tell(told, at(5));
+        if is_admitted {
+            bench.tell(Event::Loaded(Err(unreachable())), at(5));
+        }
+        assert!(!bench.refresher.is_exchanging());
+    }
+    bench.refresher.ask_refused(generation, at(9), &mut Vec::new()).unwrap();
+    assert!(bench.refresher.is_exchanging());
+}

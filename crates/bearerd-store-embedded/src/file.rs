@@ -278,8 +278,9 @@ fn of_database(path: &Path, error: DatabaseError) -> OpenEmbeddedError {
 
 /// Begins the name of a store file that is not whole yet.
 const UNFINISHED_PREFIX: &str = ".bearerd-unfinished-";
-/// Pages kept in memory: ten thousand connections of 2 KiB, three times over. redb's own default is 1 GiB.
-const CACHE_BYTES_MAX: usize = 64 << 20;
+/// Pages kept in memory. What is in use is in the memory of the token engine; these are the ways to it. redb's own
+/// default is 1 GiB.
+const CACHE_BYTES_MAX: usize = 16 << 20;
 /// A few pages lead to one record.
 const PEEK_CACHE_BYTES_MAX: usize = 1 << 20;
 

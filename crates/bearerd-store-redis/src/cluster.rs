@@ -110,7 +110,12 @@ impl Cluster {
             match self.nodes.consider(slot, &failure).await {
                 Next::Again => {}
                 Next::Asking(link) => {
-                    let Request::One(command) = request else { return Err(failure) };
+                    let (Request::One(command) | Request::Write(command)) = request else {
+                        return Err(failure);
+                    };
+                    if matches!(request, Request::Write(_)) {
+                        link.takes_writes().await?;
+                    }
                     let mut commands = redis::pipe();
                     commands.cmd("ASKING").add_command(command.clone());
                     let Value::Array(mut answers) = link.ask(Request::Many(&commands)).await? else {

@@ -32,9 +32,12 @@
 //! - **Another primary**, or another life of the same server, may have lost writes that nobody can name. It is known
 //!   by its run id and its line of replication (`master_replid`), and makes [`Changes::Missed`] the next answer.
 //!   Where the user may not ask `INFO`, each new connection is taken for one.
-//! - **Replicas**: where the settings want some, a write of a connection has a server connection for itself, and its
-//!   script and `WAIT` go through it together. Too few in time is [`StoreError::OutcomeUnknown`]. A repeat whose receipt is
-//!   found writes to it, so that its own `WAIT` has something to count.
+//! - **Replicas**: where the settings want some, a write of a watched kind, or of what is to be revoked, has a server
+//!   connection for itself, and its script and `WAIT` go through it together. Too few in time is
+//!   [`StoreError::OutcomeUnknown`]. A repeat whose receipt is found writes to it, so that its own `WAIT` has something
+//!   to count.
+//! - **Eviction**: a server that may throw records away when it is full is refused at the start. One that is met later,
+//!   after a failover, takes no writes until its policy is `noeviction`; reads go on.
 //! - **Expiry**: by `PEXPIREAT`. The id stays in its index until the next sweep; a list passes over it.
 //! - Reads are plain commands, and one script that writes nothing. Nothing is written before the first write.
 //! - **Damage**: half a hash, another type, a revision that is none: whatever stands in a record's place and is no
@@ -50,6 +53,9 @@
 //! Writers of one connection may settle in another order than they wrote. So each leaves a token in (1), and what it
 //! saw goes into the indexes in (3) only if its token is still the last: nobody else can have written since. Otherwise
 //! it leaves a new token, reads the record, and tries again; the last to write settles last.
+//!
+//! A primary that fails may take a writer's entry with it. Then (3) enters anew, reads the record, and settles, as it
+//! does when a repeat finds that all was done.
 //!
 //! A writer that dies in between leaves its entry. Once the time that a write may take is over, [`Backend::changes`]
 //! tells such ids too, each time, until a sweep has settled them for it.
@@ -456,9 +462,8 @@ impl Backend for RedisBackend {
     }
 
     async fn sweep(&self, now: UnixTime) -> Result<u64, StoreError> {
-        if self.servers.is_cluster() {
-            self.settle_for_others().await?;
-        }
+        // What is not settled keeps nothing from being forgotten.
+        let settled = if self.servers.is_cluster() { self.settle_for_others().await } else { Ok(()) };
         let mut forgotten = 0;
         loop {
             let command = |mut script: redis::Cmd| {
@@ -467,9 +472,9 @@ impl Backend for RedisBackend {
                 script
             };
             let by_hash = command(scripts::SWEEP.by_hash());
-            let answer = match self.servers.ask(CONTROL, Request::One(&by_hash)).await {
+            let answer = match self.servers.ask(CONTROL, Request::Write(&by_hash)).await {
                 Err(Failure::Answered { error, .. }) if error.code() == Some("NOSCRIPT") => {
-                    self.servers.ask(CONTROL, Request::One(&command(scripts::SWEEP.in_full()))).await
+                    self.servers.ask(CONTROL, Request::Write(&command(scripts::SWEEP.in_full()))).await
                 }
                 answer => answer,
             };
@@ -480,7 +485,7 @@ impl Backend for RedisBackend {
             let part = u64::from_redis_value(answer).map_err(|_| self.not_ours("an answer"))?;
             forgotten += part;
             if part < SWEEP_MAX {
-                return Ok(forgotten);
+                return settled.map(|()| forgotten);
             }
         }
     }

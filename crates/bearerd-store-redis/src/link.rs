@@ -10,8 +10,9 @@
 //! own last write, so the write and its `WAIT` must have gone through the same one.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc, Mutex as StdMutex, PoisonError,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,6 +25,7 @@ use redis::{
     cmd,
 };
 use tokio::{sync::Mutex, time::timeout};
+use tracing::error;
 
 use crate::{
     dialer::{Address, Dialer},
@@ -34,6 +36,8 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(crate) enum Request<'a> {
     One(&'a Cmd),
+    /// What writes: not sent to a server that may throw it away.
+    Write(&'a Cmd),
     Many(&'a Pipeline),
 }
 
@@ -58,6 +62,8 @@ pub(crate) struct Link {
     turns: AtomicU64,
     /// Connections for one call alone that are not in use.
     idle: StdMutex<Vec<Open>>,
+    /// Servers that may throw records away when they are full, as last seen.
+    evicting: StdMutex<BTreeSet<Address>>,
 }
 
 /// Which server it is.
@@ -108,6 +114,7 @@ impl Link {
             attempts: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             idle: StdMutex::default(),
+            evicting: StdMutex::default(),
         }
     }
 
@@ -137,6 +144,9 @@ impl Link {
     /// The answer; to [`Request::Many`], an array of answers, in which an error stands for its own command only.
     pub(crate) async fn ask(&self, request: Request<'_>) -> Result<Value, Failure> {
         let open = self.open().await.map_err(Failure::NotSent)?;
+        if matches!(request, Request::Write(_)) {
+            self.keeps_writes(&open).await?;
+        }
         let mut connection = open.connection.clone();
         match self.unless_left(&open, send(&mut connection, request)).await {
             Ok(value) => Ok(value),
@@ -144,8 +154,58 @@ impl Link {
         }
     }
 
-    /// The answers to `command` and to `then`, sent together on a connection that no other call uses meanwhile and
-    /// that is given up after the least trouble. `asking`: of a node that is taking the slot over.
+    /// Fails where [`Request::Write`] would, before it is sent.
+    pub(crate) async fn takes_writes(&self) -> Result<(), Failure> {
+        let open = self.open().await.map_err(Failure::NotSent)?;
+        self.keeps_writes(&open).await
+    }
+
+    /// Refuses for a server that was seen to evict, unless it has been mended since.
+    async fn keeps_writes(&self, open: &Open) -> Result<(), Failure> {
+        if !self.evicting().contains(&open.at) {
+            return Ok(());
+        }
+        let (mut connection, mut question) = (open.connection.clone(), cmd("INFO"));
+        question.arg("memory");
+        let answer = match self.unless_left(open, send(&mut connection, Request::One(&question))).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                return Err(match self.failure(open, error).await {
+                    // The write itself was not sent.
+                    Failure::Lost { why, .. } => Failure::NotSent(StoreError::Unreachable(why)),
+                    failure => failure,
+                });
+            }
+        };
+        match self.note_policy(&open.at, &text_of(&answer)) {
+            Some(refusal) => Err(Failure::NotSent(StoreError::Refused(refusal))),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps in mind whether the server at `at` evicts, by what it says of itself. The sentence on it, if it does,
+    /// which is logged when it is news.
+    fn note_policy(&self, at: &Address, info: &str) -> Option<String> {
+        let Some(policy) = evicting_policy(info) else {
+            self.evicting().remove(at);
+            return None;
+        };
+        let sentence = format!(
+            "Redis at {at} may throw connections away when it is full (maxmemory-policy {policy}): \
+             set `maxmemory-policy noeviction`"
+        );
+        if self.evicting().insert(at.clone()) {
+            error!("{sentence}; until then nothing is written to it");
+        }
+        Some(sentence)
+    }
+
+    fn evicting(&self) -> MutexGuard<'_, BTreeSet<Address>> {
+        self.evicting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answers to `command`, which writes, and to `then`, sent together on a connection that no other call uses
+    /// meanwhile and that is given up after the least trouble. `asking`: of a node that is taking the slot over.
     pub(crate) async fn ask_alone(
         &self,
         asking: bool,
@@ -154,6 +214,10 @@ impl Link {
         response_timeout: Duration,
     ) -> Result<[Value; 2], Failure> {
         let mut alone = self.alone().await?;
+        if let Err(failure) = self.keeps_writes(&alone).await {
+            self.give_back(alone);
+            return Err(failure);
+        }
         alone.connection.set_response_timeout(response_timeout);
         let mut commands = redis::pipe();
         if asking {
@@ -337,15 +401,14 @@ impl Link {
         let name = format!("Redis at {at}");
         let mut connection = self.dialer.dial(at).await.map_err(|error| not_connected(&name, &error))?;
         let mut questions = redis::pipe();
-        questions.cmd("ROLE").cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        questions.cmd("ROLE");
+        for section in ["server", "replication", "memory"] {
+            questions.cmd("INFO").arg(section);
+        }
         let answers = connection.req_packed_commands(&questions, 0, questions.len()).await;
         let answers = answers.map_err(|error| not_connected(&name, &error))?;
-        let texts = answers.iter().skip(1).map(|answer| match answer {
-            Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
-            Value::VerbatimString { text, .. } => text.clone(),
-            _ => String::new(),
-        });
-        let info: String = texts.collect();
+        let info: String = answers.iter().skip(1).map(text_of).collect();
+        self.note_policy(at, &info);
         let field = |name| info_field(&info, name).map(str::to_owned);
         let history = field("run_id").zip(field("master_replid")).map(|(run, line)| [run, line]);
         let role = match answers.first() {
@@ -377,7 +440,9 @@ enum Role {
 
 async fn send(connection: &mut MultiplexedConnection, request: Request<'_>) -> Result<Value, RedisError> {
     match request {
-        Request::One(command) => connection.req_packed_command(command).await.and_then(Value::extract_error),
+        Request::One(command) | Request::Write(command) => {
+            connection.req_packed_command(command).await.and_then(Value::extract_error)
+        }
         Request::Many(commands) => {
             let answers = connection.req_packed_commands(commands, 0, commands.len()).await;
             answers.map(Value::Array)
@@ -426,6 +491,20 @@ pub(crate) fn code(error: &RedisError) -> &str {
     let wrapped = ["OOM", "READONLY", "MISCONF", "NOREPLICAS"];
     let wrapped = wrapped.into_iter().find(|code| within.contains(&format!("-{code} ")));
     wrapped.filter(|_| code == "ERR").unwrap_or(code)
+}
+
+/// `None` where the server throws nothing away, or does not tell.
+pub(crate) fn evicting_policy(info: &str) -> Option<&str> {
+    info_field(info, "maxmemory_policy").filter(|policy| *policy != "noeviction")
+}
+
+/// Empty where the user may not ask.
+fn text_of(answer: &Value) -> String {
+    match answer {
+        Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
+        Value::VerbatimString { text, .. } => text.clone(),
+        _ => String::new(),
+    }
 }
 
 pub(crate) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {

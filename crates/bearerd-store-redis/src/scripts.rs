@@ -119,7 +119,8 @@ return '1'
 
 /// … and after. What the writer saw of the record goes into the indexes if no other writer has entered meanwhile, so
 /// that what stays is what the last one saw. Else it answers 0, and the writer, whose new token stands now, has to read
-/// the record and come again.
+/// the record and come again. So it does where the writer is not found to have entered: a promoted replica may never
+/// have heard of it.
 pub(crate) static SETTLE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         [
@@ -130,9 +131,13 @@ local watched = changed
 ",
             ANNOUNCE,
             "
-if not redis.call('ZSCORE', unsettled, member) then return '1' end -- a repeat of what was done
 announce()
-if redis.call('HGET', tokens, id) ~= token then
+local has_entered = redis.call('ZSCORE', unsettled, member)
+if not has_entered then
+  local now = redis.call('TIME')
+  redis.call('ZADD', unsettled, now[1] * 1000 + math.floor(now[2] / 1000), member)
+end
+if not has_entered or redis.call('HGET', tokens, id) ~= token then
   redis.call('HSET', tokens, id, next_token)
   return '0'
 end

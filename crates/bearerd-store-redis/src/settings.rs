@@ -31,7 +31,8 @@ pub struct RedisSettings {
     pub sentinel_password: Option<SecretText>,
     /// `host:port` of some nodes of a cluster, which know the others; empty: it is no cluster.
     pub cluster: Vec<String>,
-    /// Replicas that must have a written connection before the write is done; 0: none need to.
+    /// Replicas that must have a write of a watched kind, or of what is to be revoked, before it is done; 0: none need
+    /// to.
     pub replicas_min: u32,
     /// How long a write waits for them.
     pub replicas_timeout: Duration,
@@ -287,9 +288,8 @@ async fn check_server(link: &Link, replicas: Option<Replicas>) -> Result<Vec<Str
     if info_field(&info, "role") == Some("slave") {
         return Err(ConnectRedisError::Replica { address });
     }
-    match info_field(&info, "maxmemory_policy") {
-        None | Some("noeviction") => {}
-        Some(policy) => return Err(ConnectRedisError::Evicts { address, policy: policy.to_owned() }),
+    if let Some(policy) = link::evicting_policy(&info) {
+        return Err(ConnectRedisError::Evicts { address, policy: policy.to_owned() });
     }
     let mut warnings = Vec::new();
     if let Some(Replicas { min, .. }) = replicas {
@@ -298,8 +298,8 @@ async fn check_server(link: &Link, replicas: Option<Replicas>) -> Result<Vec<Str
         let found = info_field(&info, "connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0);
         if found < min {
             warnings.push(link.text(&format!(
-                "has {found} replicas, and redis.replicas_min wants {min}: no write of a connection will be \
-                 confirmed; bring them up"
+                "has {found} replicas, and redis.replicas_min wants {min}: no change of a connection, key, policy \
+                 or integration will be confirmed; bring them up"
             )));
         }
     }

@@ -80,7 +80,7 @@ impl<'a> Write<'a> {
 impl RedisBackend {
     /// What the script answered.
     pub(crate) async fn write(&self, script: &WriteScript, write: &Write<'_>) -> Result<Vec<u8>, StoreError> {
-        let wanted = self.replicas.filter(|_| write.key.kind == Kind::Connection);
+        let wanted = self.replicas.filter(|_| is_confirmed(write.key.kind));
         let tag = keys::tag(write.key);
         let ran = if self.servers.is_cluster() && tag != CONTROL {
             self.write_apart(&script.apart, write, wanted).await?
@@ -194,7 +194,9 @@ impl RedisBackend {
         self.run(CONTROL, &scripts::WITHDRAW, None, deadline, &fill).await.map(drop)
     }
 
-    /// Tells the change and brings the indexes into line with the record.
+    /// Tells the change and brings the indexes into line with the record. If the server knows nothing of the writer's
+    /// entry, that was lost with another primary, or this is a repeat of what was done: which of them cannot be told,
+    /// so all is done again.
     async fn settle(
         &self,
         key: &RecordKey,
@@ -270,15 +272,21 @@ impl RedisBackend {
         Ok(over.filter_map(|pair| Some((pair[0].rsplit_once(':')?.0.to_owned(), pair[0].clone()))).collect())
     }
 
-    /// Settles what writers left behind.
+    /// Settles what writers left behind. A record that cannot be settled does not hold up the others; the first
+    /// error is told at the end.
     pub(crate) async fn settle_for_others(&self) -> Result<(), StoreError> {
+        let mut outcome = Ok(());
         for (id, member) in self.unsettled(self.receipt_life()).await? {
             let (key, token) = (RecordKey::new(Kind::Connection, id), hex(random_id()));
+            // Where this fails, it fails for all: the keys are shared.
             self.enter(&member, &key.id, &token, false, self.deadline(None)).await?;
-            let seen = self.look(&key).await?;
-            self.settle(&key, &member, token, seen, None).await?;
+            let settled = match self.look(&key).await {
+                Ok(seen) => self.settle(&key, &member, token, seen, None).await,
+                Err(error) => Err(error),
+            };
+            outcome = outcome.and(settled);
         }
-        Ok(())
+        outcome
     }
 
     /// Runs a script until its outcome is known or time is up.
@@ -347,7 +355,7 @@ impl RedisBackend {
         wanted: Option<Replicas>,
     ) -> Result<(Value, Option<i64>), Failure> {
         let Some(Replicas { min, timeout }) = wanted else {
-            return Ok((self.servers.ask(tag, Request::One(&script)).await?, None));
+            return Ok((self.servers.ask(tag, Request::Write(&script)).await?, None));
         };
         let mut wait = cmd("WAIT");
         wait.arg(min).arg(millis(timeout));
@@ -372,6 +380,12 @@ impl RedisBackend {
     fn receipt_life(&self) -> Duration {
         RECEIPT_LIFE_MIN.max(10 * self.write_time_max())
     }
+}
+
+/// Whether replicas must have a write of this kind. What is watched is what operators and callers rely on: a grant
+/// that was refreshed, a key that was deleted. A revocation that is lost leaves a token alive.
+fn is_confirmed(kind: Kind) -> bool {
+    kind.is_watched() || matches!(kind, Kind::Revocation | Kind::RevocationGate)
 }
 
 /// Whether as many replicas as asked have what is written.

@@ -323,6 +323,7 @@ fn revocation() -> Outcome<Revocation> {
         token: RevokedToken::Refresh(RefreshToken::parse("refresh-2".to_owned())?),
         came_with: None,
         connection: ConnectionId::parse("hr")?,
+        grant: None,
         integration: integration()?,
         queued_at: at(20),
         ends_at: Some(at(8_640_000)),

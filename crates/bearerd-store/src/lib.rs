@@ -18,6 +18,7 @@ pub use backend::{
 };
 pub use memory::MemoryBackend;
 pub use records::{
-    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
+    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedGrant,
+    RevokedToken, Root,
 };
 pub use store::{OpenStoreError, Page, Store, UpdateError, Versioned};

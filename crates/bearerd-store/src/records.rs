@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap, io, time::Duration};
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId, ConsentFlow,
-    ConsentOutcome, DeathCause, Endpoints, Exchanges, Freeze, Generation, Grant, GrantType, Health,
+    ConsentOutcome, DeathCause, Endpoints, Epoch, Exchanges, Freeze, Generation, Grant, GrantType, Health,
     InstanceOrigin, InstanceUser, Integration, IntegrationId, Lifecycle, PkceVerifier, Policy, Profile,
     ProfileName, Provider, RefreshToken, TokenEndpointAuth, UnixTime,
 };
@@ -80,6 +80,9 @@ pub struct Revocation {
     pub came_with: Option<String>,
     /// Who held the token last.
     pub connection: ConnectionId,
+    /// What of that connection the token is. While that is stored, the token is not revoked: a server may end the whole
+    /// grant with it. `None`: of nothing that was stored, or queued before there was this member.
+    pub grant: Option<RevokedGrant>,
     /// As it was then: when the call is made, it may be another client's, or gone.
     pub integration: Integration,
     pub queued_at: UnixTime,
@@ -88,6 +91,15 @@ pub struct Revocation {
     /// Calls that brought nothing.
     pub attempts: u32,
     pub due_at: UnixTime,
+}
+
+/// A grant that a connection held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedGrant {
+    /// When the connection was made: another one may have its id by now.
+    pub connection_created_at: UnixTime,
+    /// Stays over refreshes.
+    pub lineage: Epoch,
 }
 
 #[derive(Debug, Clone)]
@@ -628,6 +640,9 @@ struct RevocationV1<'a> {
     token: Cow<'a, str>,
     came_with: Option<Cow<'a, str>>,
     connection: Cow<'a, ConnectionId>,
+    /// Absent in the records of before refreshed grants were told from ended ones.
+    #[serde(default)]
+    grant: Option<RevokedGrant>,
     integration: IntegrationV1<'a>,
     queued_at: UnixTime,
     ends_at: Option<UnixTime>,
@@ -666,6 +681,7 @@ impl Record for Revocation {
                 token: Cow::Borrowed(token),
                 came_with: self.came_with.as_deref().map(Cow::Borrowed),
                 connection: Cow::Borrowed(&self.connection),
+                grant: self.grant,
                 integration: IntegrationV1::of(&self.integration),
                 queued_at: self.queued_at,
                 ends_at: self.ends_at,
@@ -689,6 +705,7 @@ impl Record for Revocation {
             },
             came_with: stored.came_with.map(Cow::into_owned),
             connection: stored.connection.into_owned(),
+            grant: stored.grant,
             integration: stored.integration.into_integration()?,
             queued_at: stored.queued_at,
             ends_at: stored.ends_at,

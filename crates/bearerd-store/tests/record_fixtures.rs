@@ -355,9 +355,19 @@ async fn consent_outcomes_open() {
 
 #[tokio::test]
 async fn revocations_open() {
-    let Revocation { id, token, came_with, connection, integration, queued_at, ends_at, attempts, due_at } =
-        load(&"a1".repeat(32)).await;
-    assert_eq!((id, connection.as_str()), ("a1".repeat(32), "hr"));
+    let Revocation {
+        id,
+        token,
+        came_with,
+        connection,
+        grant,
+        integration,
+        queued_at,
+        ends_at,
+        attempts,
+        due_at,
+    } = load(&"a1".repeat(32)).await;
+    assert_eq!((id, connection.as_str(), grant), ("a1".repeat(32), "hr", None)); // written before there was `grant`
     let RevokedToken::Refresh(token) = token else { panic!("{token:?}") };
     assert_eq!((token.expose(), came_with), ("refresh-2", None));
     assert_eq!(integration.endpoints.revocation, "https://dev1.service-now.com/oauth_revoke_token.do");

@@ -13,7 +13,8 @@ use bearerd_model::{
     ProfileName, Provider, RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{
-    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
+    Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedGrant,
+    RevokedToken, Root,
 };
 use proptest::{collection, option, prelude::*};
 
@@ -270,6 +271,7 @@ prop_compose! {
         (id, token, is_access) in (text(), secret(), any::<bool>()),
         came_with in option::of(text()),
         connection in connection_id(),
+        grant in option::of((time(), any::<u64>())),
         integration in integration(),
         [queued_at, due_at] in [time(), time()],
         ends_at in option::of(time()),
@@ -280,7 +282,11 @@ prop_compose! {
         } else {
             RevokedToken::Refresh(RefreshToken::parse(token).unwrap())
         };
-        Revocation { id, token, came_with, connection, integration, queued_at, ends_at, attempts, due_at }
+        let grant = grant.map(|(connection_created_at, lineage)| RevokedGrant {
+            connection_created_at,
+            lineage: Epoch(lineage),
+        });
+        Revocation { id, token, came_with, connection, grant, integration, queued_at, ends_at, attempts, due_at }
     }
 }
 

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::{
     engine::{Inner, lock},
     shell::jitter,
-    slot::{Closed, Slot},
+    slot::{Closed, Slot, SlotState},
 };
 
 /// Longest sleep of the scheduler with nothing due.
@@ -87,7 +87,10 @@ impl Inner {
             };
             match next {
                 Ok(id) => {
-                    if let Some(slot) = self.held(&id).filter(|slot| self.is_warm(slot, now))
+                    let wants = |slot: &Arc<Slot>| {
+                        self.is_warm(slot, now) || slot.read(|state| state.refresher.is_in_doubt())
+                    };
+                    if let Some(slot) = self.held(&id).filter(wants)
                         && let Err(NotBegun::Before(at) | NotBegun::Claimed(at)) = self.ask(&slot, Cause::Due)
                     {
                         self.set_due(&id, Some(at));
@@ -150,9 +153,6 @@ impl Inner {
             let is_last = page.len() < DUE_PAGE;
             for due in &page {
                 let Ok(id) = ConnectionId::parse(&due.id) else { continue };
-                if self.held(&id).is_some_and(|slot| self.is_warm(&slot, self.clock.now())) {
-                    continue; // it has its time in memory
-                }
                 match self.slot(&id).await {
                     Ok(Some(slot)) => drop(self.ask(&slot, Cause::Due)),
                     Ok(None) => {}
@@ -178,7 +178,11 @@ impl Inner {
             .pin()
             .values()
             .filter(|slot| !self.is_warm(slot, now) && now.since(slot.loaded_at) >= HELD_MIN)
-            .filter(|slot| slot.read(|state| state.refresher.is_at_rest() && state.refresher.failures() == 0))
+            .filter(|slot| {
+                slot.read(|SlotState { refresher, .. }| {
+                    refresher.is_at_rest() && !refresher.is_paused(now) && !refresher.is_in_doubt()
+                })
+            })
             .cloned()
             .collect();
         for slot in unused {

@@ -46,7 +46,7 @@ async fn follow(store: Store, engine: Arc<TokenEngine>) {
                 Changes::Since { keys, .. } => engine.apply(keys).await,
                 Changes::Missed { .. } => engine.apply_all().await,
             };
-            if taken_over.is_ok() {
+            if taken_over.is_empty() {
                 counter = changes.counter();
             }
         }
@@ -119,41 +119,47 @@ async fn refusals_in_three_processes_make_one_token_call() {
 /// An owner that vanished: its claim keeps the others off until it ends, and then its token is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_without_an_owner_ends_by_its_deadline() {
-    let settings = TokenSettings { call_timeout_s: 1, ..TokenSettings::default() };
-    let world = World::with(Habit::Rotating(LIFE), Some((LIFE, Duration::ZERO)), settings).await;
-    let company = Company::of(world, 2);
-    company.world.server.answers(false);
-    let waiting = tokio::spawn(company.engines[0].acquire(&c()));
-    eventually("a token call", async || company.world.server.count() == 1).await;
-    let intent = company.world.stored().await.exchanges.intent.expect("a claim stands");
-    // Another process's, which nobody will settle.
-    let orphan = Intent { owner: Owner { node: 1, run: 1 }, ..intent };
-    company
-        .world
+    let company = Company::of(World::expired(Habit::Rotating(LIFE)).await, 1);
+    let world = &company.world;
+    let began_at = world.clock.now();
+    let deadline = began_at + Duration::from_secs(3);
+    world
         .write(|connection| {
-            connection.exchanges.claimed = Epoch(connection.exchanges.claimed.0 + 1);
-            connection.exchanges.intent =
-                Some(Intent { epoch: connection.exchanges.claimed, ..orphan.clone() });
+            let epoch = connection.exchanges.next_epoch(began_at);
+            connection.exchanges.claimed = epoch;
+            connection.exchanges.intent = Some(Intent {
+                epoch,
+                owner: Owner { node: 1, run: 1 },
+                generation: Generation(1),
+                began_at,
+                deadline,
+                in_doubt: false,
+            });
         })
         .await;
-    let second = tokio::spawn(company.engines[1].acquire(&c()));
-    eventually("it is known there", async || {
-        company.slot(1).is_some_and(|slot| slot.read(|state| state.connection().exchanges.intent.is_some()))
-    })
-    .await;
-    assert!(
-        company
-            .slot(1)
-            .unwrap()
-            .read(|state| state.refresher.next_refresh(company.world.clock.now()))
-            .is_some()
-    );
-    waiting.abort();
-    company.world.server.answers(true);
-    // The first answer may still be committed (its epoch is smaller than nobody's commit), or the token is tried again.
-    assert!(second.await.unwrap().is_ok());
-    let stored = company.world.stored().await;
-    assert_eq!(stored.lifecycle.name(), "active");
+    let waiting = tokio::spawn(company.engines[0].acquire(&c()));
+    while world.clock.now() < deadline {
+        assert_eq!(world.server.count(), 0, "not before the claim has ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(bearer(&waiting.await.unwrap().unwrap()), "at-2");
+    assert_eq!(world.server.calls()[0]["refresh_token"], "rt-1", "the token that was spent, no other");
+    assert_eq!((world.server.count(), world.stored().await.exchanges.intent), (1, None));
+}
+
+/// A token that is refused and cannot be replaced is told so at once, however many report it (I-8: no loop).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_that_lead_to_no_call_do_not_loop() {
+    let world = World::fresh(NEW).await;
+    world.write(|connection| connection.grant.as_mut().unwrap().refresh_token = None).await;
+    let lent = world.acquire().await.unwrap();
+    let before = world.backend.loads.load(SeqCst);
+    let refused: Vec<_> = (0..100).map(|_| tokio::spawn(world.engine.refused(&c(), &lent))).collect();
+    for refused in refused {
+        assert!(matches!(refused.await.unwrap(), AfterRefusal::PassThrough));
+    }
+    assert!(world.backend.loads.load(SeqCst) - before < 10, "the store is not asked in a loop");
+    assert_eq!(world.server.count(), 0);
 }
 
 /// F-12: 10,000 connections end in the same second: never more token calls than the limit, and no ended token is lent.

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use bearerd_model::{
     AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Health, InstanceUser,
-    Integration, PkceVerifier, Profile, RefreshToken, UnixTime,
+    Integration, PkceVerifier, Profile, UnixTime,
 };
 use bearerd_net::{Connector, EgressError};
 use bearerd_oauth::{RevocableToken, TokenRequest};
@@ -107,8 +107,10 @@ impl TokenEngine {
         Ok(Self { inner })
     }
 
-    /// Starts no further exchange and waits, at most `limit`, for those under way and their commits.
+    /// Begins no further exchange and waits for those under way and their commits: at most `limit`, or the life of a
+    /// claim if that is longer.
     pub async fn shutdown(&self, limit: Duration) {
+        let limit = limit.max(self.inner.protocol.lease);
         self.inner.closing.cancel();
         self.inner.tasks.close();
         if tokio::time::timeout(limit, self.inner.tasks.wait()).await.is_err() {
@@ -145,18 +147,6 @@ impl TokenEngine {
         // There should be none (RFC 6749 §4.4.3), and nobody would use it: the next token is asked for the same way.
         obtained.response.refresh_token = None;
         Ok(obtained)
-    }
-
-    /// Spends a refresh token that is not (yet) a connection's: for an import.
-    ///
-    /// # Errors
-    /// [`TokenCallError`].
-    pub async fn refresh_imported(
-        &self,
-        integration: &Integration,
-        token: &RefreshToken,
-    ) -> Result<Obtained, TokenCallError> {
-        self.inner.call(integration, TokenRequest::RefreshToken(token)).await
     }
 
     /// Reads the record of the user that `token` acts as.
@@ -225,13 +215,10 @@ impl TokenEngine {
 
     /// Takes over what other writers changed: records named by the change counter, or by an act of this process.
     ///
-    /// A record that the store has but that cannot be used is not an error here: what depends on it is closed, and
-    /// everything else goes on (S-04). Nor is one that the store refuses to give: those come back with the refusal, to
-    /// be named again later, and everything else is taken over.
-    ///
-    /// # Errors
-    /// The store; what was not taken over is tried again with the next call that names it.
-    pub async fn apply(&self, keys: &[RecordKey]) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
+    /// A record that the store has but that cannot be used is no failure: what depends on it is closed, and everything
+    /// else goes on (S-04). What could not be read comes back with the reason, to be named again later; in a cluster that
+    /// may be the records of one node alone.
+    pub async fn apply(&self, keys: &[RecordKey]) -> Vec<(RecordKey, StoreError)> {
         let mut reading = JoinSet::new();
         let mut refused = Vec::new();
         let mut keys = keys.iter().cloned();
@@ -242,30 +229,27 @@ impl TokenEngine {
                 let engine = self.inner.clone();
                 reading.spawn_on(async move { (engine.reload(&key).await, key) }, &self.inner.runtime);
             }
-            let Some(read) = reading.join_next().await else { return Ok(refused) };
+            let Some(read) = reading.join_next().await else { return refused };
             let Ok((outcome, key)) = read else { continue }; // it panicked, which is told where it happened
-            refused.extend(own_refusal(outcome)?.map(|refusal| (key, refusal)));
+            refused.extend(outcome.err().map(|error| (key, error)));
         }
     }
 
     /// Takes everything over again, as [`Self::apply`] does: the change log does not reach back far enough, or the
     /// store may have gone back a few writes. What memory holds newer than the store is offered to it again.
-    ///
-    /// # Errors
-    /// The store.
-    pub async fn apply_all(&self) -> Result<Vec<(RecordKey, StoreError)>, StoreError> {
+    pub async fn apply_all(&self) -> Vec<(RecordKey, StoreError)> {
         self.inner.sole_is_unknown();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
         let connections: Vec<RecordKey> =
             ids.iter().map(|id| RecordKey::new(Kind::Connection, id.as_str())).collect();
-        let mut refused = self.apply(&connections).await?;
+        let mut refused = self.apply(&connections).await;
         let integration_of =
             |id: &ConnectionId| Some(self.inner.held(id)?.read(|state| state.integration.id.clone()));
         let integrations: BTreeSet<_> = ids.iter().filter_map(integration_of).collect();
         let integrations: Vec<RecordKey> =
             integrations.iter().map(|id| RecordKey::new(Kind::Integration, id.as_str())).collect();
-        refused.extend(self.apply(&integrations).await?);
-        Ok(refused)
+        refused.extend(self.apply(&integrations).await);
+        refused
     }
 
     /// How the connection's refreshes go, with every failure that this process saw; stored is only what changes in
@@ -289,15 +273,6 @@ impl TokenEngine {
 
 /// Records read at once where many have changed: a revoked key waits for all of them.
 const READS_MAX: usize = 64;
-
-/// What the store refused of one record while it goes on answering; its other failures are those of all records.
-fn own_refusal(outcome: Result<(), StoreError>) -> Result<Option<StoreError>, StoreError> {
-    match outcome {
-        Ok(()) => Ok(None),
-        Err(refusal @ (StoreError::Refused(_) | StoreError::Damaged { .. })) => Ok(Some(refusal)),
-        Err(error) => Err(error),
-    }
-}
 
 impl Inner {
     /// A token call that is no connection's: whoever asks waits for the answer.

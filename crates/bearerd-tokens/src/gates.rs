@@ -35,6 +35,8 @@ pub(crate) struct Gate {
 #[derive(Debug)]
 pub(crate) struct Place {
     gate: Arc<Gate>,
+    is_probe: bool,
+    left: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -65,7 +67,7 @@ impl Gate {
     /// Waits for a place, at most `limit`. Whatever the breaker says.
     pub(crate) async fn place(self: &Arc<Self>, limit: Duration) -> Result<Place, Barred> {
         match tokio::time::timeout(limit, self.calls.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Place { gate: self.clone(), _permit: permit }),
+            Ok(Ok(permit)) => Ok(Place { gate: self.clone(), is_probe: false, left: false, _permit: permit }),
             Ok(Err(_)) | Err(_) => Err(Barred::Full),
         }
     }
@@ -79,15 +81,24 @@ impl Gate {
         if let Some(until) = lock(&self.breaker).shut(now()) {
             return Err(Barred::Until(until)); // without waiting in line for it
         }
-        let place = self.place(limit).await?;
-        lock(&self.breaker).enter(now()).map_err(Barred::Until)?;
+        let mut place = self.place(limit).await?;
+        place.is_probe = lock(&self.breaker).enter(now()).map_err(Barred::Until)?;
         Ok(place)
     }
 }
 
 impl Place {
-    pub(crate) fn leave(self, passage: Passage, now: UnixTime, jitter: f64) {
-        lock(&self.gate.breaker).leave(passage, now, jitter);
+    pub(crate) fn leave(mut self, passage: Passage, now: UnixTime, jitter: f64) {
+        self.left = true;
+        lock(&self.gate.breaker).leave(passage, self.is_probe, now, jitter);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.left {
+            lock(&self.gate.breaker).leave(Passage::NotCalled, self.is_probe, UnixTime::default(), 0.0);
+        }
     }
 }
 

@@ -95,25 +95,22 @@ impl Inner {
         loop {
             changed.borrow_and_update();
             // Told apart by the tokens themselves: a grant after a purge may count its generations anew.
-            if let Lendable::Now(token) = slot.lendable(self.clock.now())
-                && token.bearer != refused.bearer
-            {
-                return if Arc::ptr_eq(&token.upstream, &refused.upstream) {
-                    AfterRefusal::Replay(token)
-                } else {
-                    AfterRefusal::PassThrough // another connection's, or for another instance (I-4)
-                };
-            }
-            // One forced refresh a generation: whoever comes first starts it, everyone else waits for its end.
             let Some(generation) = slot.read(|state| state.generation_of(&refused)) else {
-                // Another token came, and may not be lendable; or an exchange under way will tell.
-                if !slot.read(|state| state.refresher.is_exchanging())
-                    || tokio::time::timeout_at(deadline, changed.changed()).await.is_err()
-                {
-                    return AfterRefusal::PassThrough;
+                match slot.lendable(self.clock.now()) {
+                    Lendable::Now(token) if Arc::ptr_eq(&token.upstream, &refused.upstream) => {
+                        return AfterRefusal::Replay(token);
+                    }
+                    Lendable::Now(_) => return AfterRefusal::PassThrough, // for another instance (I-4)
+                    // An exchange under way will tell.
+                    _ if slot.read(|state| state.refresher.is_exchanging())
+                        && tokio::time::timeout_at(deadline, changed.changed()).await.is_ok() =>
+                    {
+                        continue;
+                    }
+                    _ => return AfterRefusal::PassThrough,
                 }
-                continue;
             };
+            // One forced refresh a generation: whoever comes first starts it, everyone else waits for its end.
             let wake = match self.ask_refused(&slot, generation) {
                 Ok(()) => deadline,
                 // Another process is at it, for the same reason most often: its outcome is awaited.

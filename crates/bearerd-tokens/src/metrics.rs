@@ -10,6 +10,9 @@ pub(crate) struct Metrics {
     pub(crate) refresh_seconds: Histogram,
     /// `outcome`: committed, lost, `not_taken`, `taken_later`.
     pub(crate) commits: IntCounterVec,
+    /// From the last byte of an answer that spent a refresh token until its successor is fsynced: the only time in which
+    /// a crash leaves it in doubt.
+    pub(crate) unsaved_seconds: Histogram,
     pub(crate) connections_in_memory: IntGauge,
     /// Clients at instances to which no token call goes out at the moment.
     pub(crate) gates_shut: IntGauge,
@@ -34,6 +37,13 @@ impl Metrics {
                 Opts::new("bearerd_token_commit_total", "Writes of refreshed grants, by outcome"),
                 &["outcome"],
             )?,
+            unsaved_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "bearerd_refresh_unsaved_seconds",
+                    "From a rotated refresh token's arrival until it is on a disk",
+                )
+                .buckets(vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0]),
+            )?,
             connections_in_memory: IntGauge::new(
                 "bearerd_connections_in_memory",
                 "Connections held in memory by this process",
@@ -50,6 +60,7 @@ impl Metrics {
         registry.register(Box::new(metrics.refreshes.clone()))?;
         registry.register(Box::new(metrics.refresh_seconds.clone()))?;
         registry.register(Box::new(metrics.commits.clone()))?;
+        registry.register(Box::new(metrics.unsaved_seconds.clone()))?;
         registry.register(Box::new(metrics.connections_in_memory.clone()))?;
         registry.register(Box::new(metrics.gates_shut.clone()))?;
         registry.register(Box::new(metrics.spilled.clone()))?;

@@ -3,7 +3,10 @@
 //! Each thing to do runs in a task of its own on the engine's runtime, so that an exchange never dies with the request
 //! that asked for it, and a shutdown can wait for all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bearerd_crash_points::{CrashPoint, crash_point};
 use bearerd_crypto::random_bytes;
@@ -69,7 +72,9 @@ impl Inner {
         if publishes {
             crash_point(CrashPoint::PublishBefore);
             slot.change(|_| ());
-            self.schedule(slot);
+            if self.held(&slot.id).is_some_and(|held| Arc::ptr_eq(&held, slot)) {
+                self.schedule(slot);
+            }
         }
     }
 
@@ -121,6 +126,9 @@ impl Inner {
                 crash_point(before);
                 let replaced = self.store.replace(expected, &*next).await;
                 crash_point(after);
+                if purpose == Purpose::Commit && matches!(replaced, Ok(Some(_))) {
+                    self.observe_saved(slot.change_quietly(|state| state.unsaved_since.take()));
+                }
                 Event::Replaced(replaced)
             }
             Action::Call { spends, not_after } => self.call_for(slot, &spends, not_after).await,
@@ -128,6 +136,12 @@ impl Inner {
                 crash_point(CrashPoint::KeepBefore);
                 let kept = self.keep(slot, &record).await;
                 crash_point(CrashPoint::KeepDone);
+                let answered_at = slot.change_quietly(|state| state.answered_at.take());
+                if kept {
+                    self.observe_saved(answered_at);
+                } else {
+                    slot.change_quietly(|state| state.unsaved_since = answered_at); // until the store has it
+                }
                 Event::Kept(kept)
             }
             // The others are done where they are met.
@@ -137,7 +151,12 @@ impl Inner {
 
     async fn enter(self: &Arc<Self>, slot: &Arc<Slot>) -> Event {
         let gate = slot.read(|state| self.gates.of(&state.integration));
-        match gate.enter(self.settings.call_timeout(), || self.clock.now()).await {
+        let entering = gate.enter(self.settings.call_timeout(), || self.clock.now());
+        let entered = tokio::select! {
+            entered = entering => entered,
+            () = self.closing.cancelled() => Err(Barred::Full), // what has not begun is not begun any more
+        };
+        match entered {
             Ok(place) => {
                 slot.change_quietly(|state| state.place = Some(place));
                 Event::Admitted
@@ -157,8 +176,9 @@ impl Inner {
         else {
             return Ok(None);
         };
-        let known = slot.read(|state| state.connection().exchanges.version.lineage);
-        if record.exchanges.version.lineage != known && self.has_moved(slot).await? {
+        let (ended, known) =
+            slot.read(|state| (state.refresher.has_ended(), state.connection().exchanges.version.lineage));
+        if !ended && record.exchanges.version.lineage != known && self.has_moved(slot).await? {
             self.forget(slot, Closed::Because(unavailable(FULL_PAUSE, "the integration was changed")));
             return Err(StoreError::Refused(format!(
                 "the integration of connection {} was changed",
@@ -185,6 +205,8 @@ impl Inner {
         let mut answer =
             call_token_endpoint(&self.connector, &self.clock, &integration, request, limit).await;
         timer.observe_duration();
+        let answered_at = answer.is_ok().then(Instant::now);
+        slot.change_quietly(|state| state.answered_at = answered_at);
         crash_point(CrashPoint::CallAnswered);
         if let (Spends::ClientCredentials, Ok(obtained)) = (spends, &mut answer) {
             // There should be none (RFC 6749 §4.4.3), and nobody would use it: the next token is asked for the same way.
@@ -204,6 +226,12 @@ impl Inner {
                 error!(connection.id = %slot.id, %error, "a refreshed grant of connection {} is not in the spill log: {error}", slot.id);
                 false
             }
+        }
+    }
+
+    fn observe_saved(&self, answered_at: Option<Instant>) {
+        if let Some(answered_at) = answered_at {
+            self.metrics.unsaved_seconds.observe(answered_at.elapsed().as_secs_f64());
         }
     }
 

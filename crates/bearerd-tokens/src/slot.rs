@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -41,6 +42,10 @@ pub(crate) struct SlotState {
     pub(crate) upstream: Arc<Upstream>,
     /// Among the instance's token calls.
     pub(crate) place: Option<Place>,
+    /// When the last answer came.
+    pub(crate) answered_at: Option<Instant>,
+    /// When a refresh token came that is on no disk yet.
+    pub(crate) unsaved_since: Option<Instant>,
     /// Looks at the record begun so far.
     pub(crate) looks_begun: u64,
     /// Set, for good, once this slot no longer stands for a connection.
@@ -80,6 +85,8 @@ impl Slot {
             integration,
             upstream: Arc::new(upstream),
             place: None,
+            answered_at: None,
+            unsaved_since: None,
             looks_begun: 0,
             closed: None,
         };

@@ -192,16 +192,21 @@ impl Daemon {
         warn!("SIGHUP reads certificates again; other settings need a restart");
     }
 
-    /// Ends calls, then consents and other acts, then refreshes, then the rest.
+    /// Ends refreshes and calls, then consents and other acts, then the rest.
     pub(crate) async fn shutdown(self) {
         info!("draining: calls under way may end within {} s", self.drain.as_secs());
         self.draining.cancel();
+        // Refreshes end first: none is begun any more, and whoever waits for one under way gets what it brings.
+        let refreshes = tokio::spawn({
+            let (tokens, drain) = (self.tokens.clone(), self.drain);
+            async move { tokens.shutdown(drain).await }
+        });
         self.proxy.shutdown(self.drain).await;
         if let Err(error) = self.connect.closed().await {
             warn!(%error, "the connect door ended with a fault");
         }
         self.control.finish_acts(self.drain).await;
-        self.tokens.shutdown(self.drain).await;
+        let _ = refreshes.await;
         self.closing.cancel();
         let _ = self.following.await;
         let _ = self.admin.await;

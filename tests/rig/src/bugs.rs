@@ -72,8 +72,8 @@ impl Bug {
             states_max: STATES_MAX,
             ..Bounds::default()
         };
-        let explored = explore(bounds);
-        let explorer = explored.violation.map(|(violation, _)| (explored.states, violation.invariant));
+        let result = explore(bounds);
+        let explorer = result.violation.map(|(violation, _)| (result.states, violation.invariant));
         Caught { bug: self, scheduler, explorer }
     }
 }

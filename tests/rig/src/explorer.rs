@@ -584,7 +584,7 @@ impl State {
                     self.jobs.push(Job::Write { at, expected, next: Rc::new(*next), purpose, answers: true });
                 }
                 Action::Call { spends: Spends::RefreshToken(token), not_after } => {
-                    self.call(at, &token, not_after)
+                    self.call(at, &token, not_after);
                 }
                 Action::Keep(record) => self.jobs.push(Job::Keep { at, record: Rc::new(*record) }),
                 Action::Wake(wake) => {

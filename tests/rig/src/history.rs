@@ -26,6 +26,7 @@ pub struct Violation {
 
 /// What a run may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a promise of its own")]
 pub struct Limits {
     /// Exchanges of one refresh token that may be in flight at once.
     pub in_flight_max: usize,

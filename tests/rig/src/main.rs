@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             exhaustive(bounds)
         }
         Some("bugs") => {
-            println!("{:26} {:28} {}", "put back", "scheduler: seed, broken", "explorer: states, broken");
+            println!("put back                   scheduler: seed, broken      explorer: states, broken");
             let mut all = true;
             for bug in Bug::ALL {
                 let caught = bug.catch();
@@ -94,7 +94,9 @@ fn exhaustive(bounds: Bounds) -> ExitCode {
         begun.elapsed().as_secs_f64(),
     );
     let Some((violation, path)) = explored.violation else { return ExitCode::SUCCESS };
-    path.iter().for_each(|line| put(line));
+    for line in &path {
+        put(line);
+    }
     println!("{}: {}", violation.invariant, violation.evidence);
     ExitCode::FAILURE
 }
@@ -116,7 +118,7 @@ fn fail(why: &str) -> ! {
 fn print_total(total: &Total, secs: f64, bug: Option<Bug>) {
     println!(
         "{} seeds, {} violations, {:.1} s: {} events, {} h of virtual time, {} token calls of which {} brought tokens, {} crashes; \
-         fresh after the last fault: {:.1} s at most, {:.2} % within 30 s",
+         fresh after the last fault: {:.1} s at most, {} later than 30 s",
         total.seeds,
         total.failed.len(),
         secs,
@@ -126,7 +128,7 @@ fn print_total(total: &Total, secs: f64, bug: Option<Bug>) {
         total.issues,
         total.crashes,
         f64::from(u32::try_from(total.fresh_after_ms_max).unwrap_or(u32::MAX)) / 1_000.0,
-        100.0 * total.fresh_within_30_s as f64 / total.seeds.max(1) as f64,
+        total.seeds - total.fresh_within_30_s,
     );
     let bug = bug.map_or_else(String::new, |bug| format!(" --bug {}", bug.name()));
     for (seed, violation) in &total.failed {
@@ -142,7 +144,9 @@ fn replay(seed: u64, bug: Option<Bug>, all: bool) -> ExitCode {
     let Some(violation) = outcome.violations.first().cloned() else {
         println!("seed {seed}: no violation; {plan:?}");
         if all {
-            scheduler::run(&plan, true).trace.iter().for_each(|line| put(line));
+            for line in &scheduler::run(&plan, true).trace {
+                put(line);
+            }
         }
         return ExitCode::SUCCESS;
     };

@@ -1,4 +1,4 @@
-//! Numbers that look random and come again with their seed (SplitMix64, Steele and others, 2014).
+//! Numbers that look random and come again with their seed (`SplitMix64`, Steele and others, 2014).
 
 /// One stream of numbers.
 #[derive(Debug, Clone)]
@@ -7,11 +7,11 @@ pub struct Random(u64);
 impl Random {
     pub fn new(seed: u64) -> Self {
         let mut random = Self(seed ^ 0x5851_f42d_4c95_7f2d);
-        random.next();
+        random.draw();
         random
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -20,21 +20,21 @@ impl Random {
 
     /// From `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high.saturating_sub(low) + 1)
+        low + self.draw() % (high.saturating_sub(low) + 1)
     }
 
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap_or(0)
+        usize::try_from(self.draw() % end.max(1) as u64).unwrap_or(0)
     }
 
     /// True in `parts` of 10,000 cases.
     pub fn chance(&mut self, parts: u64) -> bool {
-        self.next() % 10_000 < parts
+        self.draw() % 10_000 < parts
     }
 
     /// 0 to 1.
     pub fn fraction(&mut self) -> f64 {
-        f64::from(u16::try_from(self.next() & 0xffff).unwrap_or(0)) / f64::from(u16::MAX)
+        f64::from(u16::try_from(self.draw() & 0xffff).unwrap_or(0)) / f64::from(u16::MAX)
     }
 }
 

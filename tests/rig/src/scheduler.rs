@@ -145,7 +145,7 @@ impl Plan {
             } else {
                 1
             },
-            forgiving: self.rules.forgives(),
+            forgiving: self.rules.forgives() && !self.has(Fault::FarSkew),
             durable: self.waits || !self.has(Fault::Failover),
             memory_counts: self.has(Fault::Disk),
             quiet: self.faults.is_empty(),
@@ -170,11 +170,11 @@ pub struct Outcome {
 
 /// Runs a plan.
 pub fn run(plan: &Plan, traced: bool) -> Outcome {
-    Run::new(plan.clone(), traced).to_its_end()
+    Run::new(plan.clone(), traced).finish()
 }
 
 /// I-14: from the last fault until each process can lend a token that is taken.
-pub const FRESH_AFTER_MAX_MS: u64 = 90_000;
+pub const FRESH_AFTER_MAX_MS: u64 = 60_000;
 /// How long all that is under way may take to end after that.
 const REST_MAX_MS: u64 = 60_000;
 /// A message about a change that was lost is made good for by a read, this often.
@@ -373,7 +373,7 @@ impl Run {
 
     // --- the run --------------------------------------------------------------------------------------------------
 
-    fn to_its_end(mut self) -> Outcome {
+    fn finish(mut self) -> Outcome {
         while let Some(Entry(Reverse((at, _)), work)) = self.queue.pop() {
             self.world.now = at;
             self.outcome.events += 1;
@@ -479,7 +479,7 @@ impl Run {
                 self.tell(at, Event::Loaded(found));
             }
             Work::Write { at, expected, next, purpose, answers } => {
-                self.write(at, expected, next, purpose, answers)
+                self.write(at, expected, next, purpose, answers);
             }
             Work::Replaced { at, next, purpose, written } if self.world.lives(at) => {
                 let written = self.world.reported(at.connection, purpose, written);
@@ -489,7 +489,7 @@ impl Run {
                 self.tell(at, Event::Replaced(written));
             }
             Work::Serve { at, call, refresh, then, answers_at } => {
-                self.serve(at, call, refresh, then, answers_at)
+                self.serve(at, call, refresh, then, answers_at);
             }
             Work::Answered { at, call, answer } => {
                 let under_way = &mut self.around[at.process].calls[at.connection];
@@ -520,8 +520,10 @@ impl Run {
             }
             Work::Wake(at) if self.world.lives(at) => self.tell(at, Event::Woken),
             Work::Due(at, armed) if self.world.lives(at) => {
-                if self.around[at.process].armed[at.connection] == Some(armed) {
-                    self.around[at.process].armed[at.connection] = None;
+                let timer = &mut self.around[at.process].armed[at.connection];
+                let is_newest = *timer == Some(armed);
+                timer.take_if(|_| is_newest);
+                if is_newest {
                     self.ask(at, Cause::Due);
                 }
             }
@@ -649,7 +651,7 @@ impl Run {
             }
             Action::Load | Action::Look => self.load(at),
             Action::Replace { expected, next, purpose } => {
-                self.replace(at, expected, Rc::new(*next), purpose)
+                self.replace(at, expected, &Rc::new(*next), purpose);
             }
             Action::Call { spends: Spends::RefreshToken(token), not_after } => {
                 self.call(at, number(token.expose()), not_after);
@@ -689,7 +691,7 @@ impl Run {
         }
     }
 
-    fn replace(&mut self, at: Address, expected: Revision, next: Rc<Connection>, purpose: Purpose) {
+    fn replace(&mut self, at: Address, expected: Revision, next: &Rc<Connection>, purpose: Purpose) {
         let (there, back) = self.way();
         let now = self.world.now;
         let fails_at = now + self.random.between(1, 2_000);

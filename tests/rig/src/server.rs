@@ -84,6 +84,9 @@ pub enum Answer {
 
 impl Answer {
     /// As the token endpoint's client hands it on.
+    ///
+    /// # Errors
+    /// What is not an issue.
     pub fn into_result(self, sent_at: UnixTime) -> Result<Obtained, TokenCallError> {
         let error = match self {
             Self::Issued { access, refresh, life_secs } => {
@@ -158,14 +161,13 @@ impl Server {
                 }
             }
         }
-        let next = match (first_use, rules.again, successor) {
-            (false, Again::Same, Some(successor)) => successor,
-            _ => {
-                if let (false, Again::Instead, Some(before)) = (first_use, rules.again, successor) {
-                    self.refresh[before].state = State::Dead;
-                }
-                self.mint(family, Some(spent))
+        let next = if let (false, Again::Same, Some(successor)) = (first_use, rules.again, successor) {
+            successor
+        } else {
+            if let (false, Again::Instead, Some(before)) = (first_use, rules.again, successor) {
+                self.refresh[before].state = State::Dead;
             }
+            self.mint(family, Some(spent))
         };
         let spent = &mut self.refresh[spent];
         spent.successor = Some(next);

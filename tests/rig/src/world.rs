@@ -1,7 +1,7 @@
 //! Processes, a store and an authorization server. Each thing that can happen is a function here; a scheduler or an
 //! explorer chooses what happens next. Every change goes past the history checker.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use bearerd_model::{
     Connection, ConnectionId, Exchanges, GrantType, GrantVersion, Health, IntegrationId, Lifecycle, Owner,
@@ -35,6 +35,8 @@ pub struct Setup {
 
 /// True time 0, in Unix milliseconds.
 const BEGINNING_MS: u64 = 1_700_000_000_000;
+/// Clocks that are further apart may make two processes exchange at once, and a server hold to the wrong one.
+const SKEW_PROMISED_MS: u64 = 30_000;
 const REFRESH_LIFE: Duration = Duration::from_hours(24 * 100);
 /// [`Bug::LeaseTimedOut`]: how long the reader is patient, in milliseconds.
 pub const PATIENCE_MS: u64 = 4_000;
@@ -71,6 +73,8 @@ pub struct Process {
 pub struct Slot {
     pub refresher: Refresher,
     pub places: u32,
+    /// The place is that of the breaker's probe.
+    pub is_probe: bool,
     pub cause: Cause,
     /// Claims of others, and since when they are known here: for [`Bug::LeaseTimedOut`].
     pub seen: Option<(u64, u64)>,
@@ -117,7 +121,7 @@ impl World {
                 id: ConnectionId::parse(&format!("c{connection}")).expect("an id"),
                 integration: IntegrationId::parse("i").expect("an id"),
                 profile: ProfileName::default(),
-                labels: Default::default(),
+                labels: BTreeMap::new(),
                 expected_user: None,
                 user: None,
                 lifecycle: Lifecycle::Active { since: at },
@@ -183,7 +187,7 @@ impl World {
         let owner = Owner { node: process as u64, run: run * 1_000 + process as u64 };
         let mut protocol = Protocol::new(owner, false, timeout, Duration::from_hours(1));
         if bug == Some(Bug::LeaseShorterThanCall) {
-            protocol.lease = protocol.lease - timeout / 2 + Duration::from_millis(500);
+            protocol.lease = protocol.lease.saturating_sub(timeout / 2) + Duration::from_millis(500);
         }
         let terms = Terms {
             grant_type: GrantType::AuthorizationCode,
@@ -193,6 +197,7 @@ impl World {
         let slots = self.records.iter().map(|(_, record)| Slot {
             refresher: Refresher::new(protocol, terms, Connection::clone(record), now),
             places: 0,
+            is_probe: false,
             cause: Cause::Due,
             seen: None,
             calls_at: [0; BURST_MAX],
@@ -293,8 +298,10 @@ impl World {
     pub fn enter(&mut self, at: Address) -> Event {
         let now = self.clock(at.process);
         match self.processes[at.process].breaker.enter(now) {
-            Ok(()) => {
-                self.slot_mut(at).places += 1;
+            Ok(is_probe) => {
+                let slot = self.slot_mut(at);
+                slot.places += 1;
+                slot.is_probe = is_probe;
                 Event::Admitted
             }
             Err(until) => Event::Barred { until },
@@ -314,7 +321,8 @@ impl World {
             return;
         }
         slot.places -= 1;
-        self.processes[at.process].breaker.leave(passage, now, jitter);
+        let is_probe = std::mem::take(&mut slot.is_probe);
+        self.processes[at.process].breaker.leave(passage, is_probe, now, jitter);
     }
 
     fn settle(&mut self, at: Address, version: GrantVersion) {
@@ -540,6 +548,9 @@ impl World {
     }
 
     /// What a process hears of its write.
+    ///
+    /// # Errors
+    /// What came of the write, where no mistake hides it.
     pub fn reported(&self, connection: usize, purpose: Purpose, written: Written) -> Written {
         match (self.setup.bug, purpose, &written) {
             (Some(Bug::CommitFailureSwallowed), Purpose::Commit, Ok(None) | Err(_)) => {
@@ -608,7 +619,7 @@ impl World {
         record.health = Health::Ok;
         let facts = &mut self.history.connections[connection];
         facts.family = Some(family);
-        facts.disturbed = false;
+        facts.disturbed = self.setup.limits.skew_ms > SKEW_PROMISED_MS;
         self.operate(connection, record, "consent");
         let stored = self.records[connection].1.clone();
         self.told_safe(connection, &stored);

@@ -650,6 +650,32 @@ async fn a_consent_that_meets_a_change_of_its_integration_is_not_kept() {
     }
 }
 
+/// A store that takes the grant and never says so: the grant is in force, or purged where it is another client's by now
+/// (I-4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_was_written_without_a_confirmation_counts() {
+    let consented = async |is_changed: bool| {
+        let world = World::new().await;
+        let begun = world.begin(&world.connect("c", "a", Some("abel")).await).await;
+        let code = world.instance.allows(&begun.authorization_url, "abel");
+        *world.backend.unconfirmed.lock().unwrap() = Some(Kind::Connection);
+        let control = world.control.clone();
+        let finishing =
+            tokio::spawn(async move { control.finish_consent(callback(&begun, Some(&code))).await });
+        eventually("written", async || world.stored("c").await.grant.is_some()).await;
+        if is_changed {
+            let mut stored = world.control.integration(&integration_id("a")).await.unwrap();
+            stored.record.client_id = "another".to_owned();
+            world.store.replace(stored.revision, &stored.record).await.unwrap().unwrap();
+        }
+        let outcome = finishing.await.unwrap().unwrap();
+        (failure_code(&outcome.result).to_owned(), world.lent_to("c").await)
+    };
+    let (same, changed) = tokio::join!(consented(false), consented(true));
+    assert_eq!(same, ("connected".to_owned(), Some("abel".to_owned())));
+    assert_ne!(changed.0, "connected");
+}
+
 #[tokio::test]
 async fn what_is_deleted_during_a_consent_is_not_brought_back() {
     let world = World::new().await;

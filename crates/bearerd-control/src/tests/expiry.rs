@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use bearerd_store::ExpiryNotice;
+use bearerd_store::{ExpiryNotice, Kind};
 
 use crate::{
-    ConnectionSpec, Control, ImportedTokens,
-    testing::{World, connection_id, connection_spec, operator},
+    ConnectionSpec, Control, ImportedTokens, IntegrationSpec,
+    testing::{World, connection_id, connection_spec, operator, spec},
 };
 
 fn days(days: u64) -> Duration {
@@ -83,6 +83,38 @@ async fn a_failed_consent_changes_no_notice() {
     world.clock.leap(days(7));
     world.control.tell_what_is_due().await.unwrap();
     assert_eq!(told(&[&world.control]), [1, 0, 0]);
+}
+
+/// A server that rotates grants ten days with each refresh: that they are ten is no news, that seven are left is.
+#[tokio::test]
+async fn a_short_life_is_not_told_after_each_refresh() {
+    let world = World::new().await;
+    world.instance.rotates();
+    let short = IntegrationSpec { refresh_token_lifetime: Some(days(10)), ..spec(&world.instance) };
+    world.put("a", short).await.unwrap();
+    world.connected("c", "abel").await;
+    for _ in 0..3 {
+        world.control.refresh(&connection_id("c")).await.unwrap();
+        world.clock.leap(Duration::from_hours(12));
+        world.control.tell_what_is_due().await.unwrap();
+        assert_eq!(told(&[&world.control]), [0, 0, 0]);
+    }
+    world.clock.leap(days(3));
+    world.control.tell_what_is_due().await.unwrap();
+    assert_eq!(told(&[&world.control]), [0, 1, 0]);
+}
+
+/// A notice that was written without a confirmation is told of all the same.
+#[tokio::test]
+async fn an_unconfirmed_notice_is_told() {
+    let world = World::new().await;
+    world.connected("c", "abel").await;
+    world.clock.leap(days(87));
+    *world.backend.unconfirmed.lock().unwrap() = Some(Kind::ExpiryNotice);
+    for _ in 0..2 {
+        world.control.tell_what_is_due().await.unwrap();
+        assert_eq!(told(&[&world.control]), [1, 0, 0]);
+    }
 }
 
 #[tokio::test]

@@ -1,12 +1,16 @@
 //! Tokens that were wiped here end at the instance too, and no live grant is killed by that (product contract §5).
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use bearerd_model::{ClientSecret, ConsentResult};
+use bearerd_model::{ClientSecret, Connection, ConsentResult};
 use bearerd_store::{Kind, Revocation, RevocationGate};
 use tokio_util::sync::CancellationToken;
 
-use crate::testing::{Point, World, callback, connection_id, eventually, integration_id, spec};
+use crate::{
+    ActError, IntegrationSpec,
+    gate::GateBusy,
+    testing::{Instance, Point, World, callback, connection_id, eventually, integration_id, spec},
+};
 
 impl World {
     async fn sharing() -> Self {
@@ -105,7 +109,7 @@ async fn a_consent_waits_for_a_call_under_way() {
     world.delete("c").await;
     world.instance.holds_revocations(true);
     let control = world.control.clone();
-    let revoking = tokio::spawn(async move { control.revoke_due(&mut BTreeSet::new()).await });
+    let revoking = tokio::spawn(async move { control.revoke_due().await });
     eventually("the first call is under way", async || world.asked_to_revoke().len() == 1).await;
     let begun = world.begin(&world.link("again").await).await;
     let code = world.instance.allows(&begun.authorization_url, "abel");
@@ -213,7 +217,7 @@ async fn many_processes_revoke_each_token_once() {
     }
     let (other, _tokens) = world.another_process().await;
     let all = [world.control.clone(), other]
-        .map(|control| tokio::spawn(async move { control.revoke_due(&mut BTreeSet::new()).await.unwrap() }));
+        .map(|control| tokio::spawn(async move { control.revoke_due().await.unwrap() }));
     for one in all {
         one.await.unwrap();
     }
@@ -254,7 +258,7 @@ async fn a_call_of_a_dead_process_is_repeated() {
     world.delete("c").await;
     world.instance.holds_revocations(true);
     let control = world.control.clone();
-    let dying = tokio::spawn(async move { control.revoke_due(&mut BTreeSet::new()).await });
+    let dying = tokio::spawn(async move { control.revoke_due().await });
     eventually("the call is under way", async || world.asked_to_revoke().len() == 1).await;
     dying.abort();
     let _ = dying.await;
@@ -375,6 +379,109 @@ async fn a_running_control_revokes_by_itself() {
     eventually("another process's are tried", async || world.asked_to_revoke().len() > 2).await;
     let queued = || world.control.work.metrics.revocations_queued.get();
     eventually("counted", async || queued() == 2).await;
+    closing.cancel();
+    running.await.unwrap();
+}
+
+/// A deletion that a refresh overtook has wiped nothing: what it queued is of a grant that lives on, whatever has been
+/// rotated since. A server may end the whole grant with the old refresh token.
+#[tokio::test]
+async fn the_tokens_of_a_refreshed_grant_are_not_revoked() {
+    let world = Arc::new(World::new().await);
+    world.instance.rotates();
+    world.connected("c", "abel").await;
+    let stored = world.control.connection(&connection_id("c")).await.unwrap();
+    let control = world.control.clone();
+    world.backend.on(Point::BeforeCreate(Kind::Revocation), 0, async move || {
+        for _ in 0..2 {
+            control.refresh(&connection_id("c")).await.unwrap(); // the first token is not even the one before
+        }
+    });
+    let deleted = world.control.delete_connection(&connection_id("c"), Some(stored.revision)).await;
+    assert!(matches!(deleted, Err(ActError::Changed)), "{deleted:?}");
+    world.clock.leap(Duration::from_secs(31));
+    assert_eq!(world.revoke().await, 2);
+    assert_eq!((world.asked_to_revoke().len(), world.revoked("kept")), (0, 2));
+    world.control.refresh(&connection_id("c")).await.unwrap();
+    // A connection of the same name that was made anew is another.
+    let old = world.stored("c").await;
+    drop(world.control.queue_revocations(&old).await.unwrap());
+    let stored = world.control.connection(&connection_id("c")).await.unwrap();
+    world.store.delete::<Connection>("c", stored.revision).await.unwrap();
+    world.connected("c", "beth").await;
+    world.clock.leap(Duration::from_secs(31));
+    world.revoke().await;
+    assert_eq!(world.revoked("revoked"), 3, "refresh token, the one before it, access token");
+    assert_eq!(world.lent_to("c").await.as_deref(), Some("beth"));
+}
+
+/// Whoever came upon the entries while the connection was still there has dropped them: they are queued anew.
+#[tokio::test]
+async fn dropped_entries_are_queued_anew_once_the_tokens_are_wiped() {
+    let world = World::new().await;
+    world.connected("c", "abel").await;
+    let stored = world.control.connection(&connection_id("c")).await.unwrap();
+    let queued = world.control.queue_revocations(&stored.record).await.unwrap();
+    world.clock.leap(Duration::from_secs(31));
+    world.revoke().await;
+    assert_eq!((world.revoked("kept"), world.count::<Revocation>().await), (2, 0));
+    world.store.delete::<Connection>("c", stored.revision).await.unwrap();
+    world.control.arm(queued).await;
+    world.revoke().await;
+    assert_eq!(world.asked_to_revoke(), ["rt-abel", "at-1"]);
+}
+
+/// S-04: a connection that does not open may hold the token.
+#[tokio::test]
+async fn s_04_a_damaged_connection_puts_revocations_off() {
+    let world = World::new().await;
+    world.connected("b", "abel").await;
+    world.connected("c", "abel").await;
+    world.backend.corrupt(Kind::Connection, "b").await;
+    world.delete("c").await;
+    for attempts in 1..=3 {
+        world.revoke().await;
+        let queued = world.store.list::<Revocation>(None, 10).await.unwrap().records;
+        assert!(queued.len() == 2 && queued.iter().all(|entry| entry.record.attempts == attempts));
+        world.clock.leap(Duration::from_mins(2));
+    }
+    world.clock.leap(Duration::from_hours(8 * 24));
+    world.revoke().await;
+    assert!(world.asked_to_revoke().is_empty());
+    assert_eq!((world.revoked("given_up"), world.revoked("ended")), (1, 1), "not for ever");
+}
+
+/// Nobody looks for holders while a call of the same client is under way.
+#[tokio::test]
+async fn a_gate_is_busy_while_a_call_is_under_way() {
+    let world = World::new().await;
+    let call = world.control.begin_call("gate", 0, Duration::from_secs(15)).await.unwrap().unwrap();
+    assert_eq!(world.control.look_at_gate("gate").await.unwrap(), Err(GateBusy));
+    world.clock.leap(Duration::from_secs(15));
+    assert_eq!(world.control.look_at_gate("gate").await.unwrap(), Ok(0), "over at the latest");
+    world.control.end_call("gate", &call).await.unwrap();
+}
+
+/// An instance that hangs holds up no other client's tokens, not even those that are queued later.
+#[tokio::test]
+async fn an_instance_that_hangs_holds_up_no_other() {
+    let world = World::new().await;
+    let elsewhere = Instance::start().await;
+    let other_client = IntegrationSpec { client_id: "other-client".to_owned(), ..spec(&elsewhere) };
+    world.put("b", other_client).await.unwrap();
+    world.connected("c", "abel").await;
+    let begun = world.begin(&world.connect("d", "b", Some("beth")).await).await;
+    let code = elsewhere.allows(&begun.authorization_url, "beth");
+    world.control.finish_consent(callback(&begun, Some(&code))).await.unwrap();
+    let closing = CancellationToken::new();
+    let (control, ended) = (world.control.clone(), closing.clone());
+    let running = tokio::spawn(async move { control.run(ended).await });
+    world.instance.holds_revocations(true);
+    world.delete("c").await;
+    eventually("one hangs", async || world.asked_to_revoke().len() == 1).await;
+    world.delete("d").await;
+    eventually("the other's are revoked", async || elsewhere.revocations().len() == 2).await;
+    assert_eq!(world.revoked("failed"), 0, "it still hangs");
     closing.cancel();
     running.await.unwrap();
 }

@@ -9,13 +9,15 @@ use std::{
 };
 
 use bearerd_model::{SecretText, UnixTime};
-use bearerd_store::{Backend, ChangeCounter, Changes, DueRecord, Kind, Times, contract};
+use bearerd_store::{
+    Backend, ChangeCounter, Changes, DueRecord, Kind, RecordKey, StoreError, Times, contract,
+};
 use bearerd_store_redis::{ConnectRedisError, RedisBackend, RedisSettings};
 
 use crate::{
     eventually, key, sealed,
     server::Server,
-    topology::{ClusterNodes, Node},
+    topology::{ClusterNodes, Node, until},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,6 +176,68 @@ async fn a_dead_writers_change_is_told_and_settled() {
     assert_eq!(backend.list(Kind::Connection, None, 10).await.unwrap().len(), 1);
     assert!(backend.delete(&key("hr"), revision).await.unwrap());
     assert_eq!(backend.list(Kind::Connection, None, 10).await.unwrap(), []);
+}
+
+/// F-04, I-1: the primary that a writer entered at fails before a replica has heard of it. The record is elsewhere, and
+/// is there; its change is told all the same, and both indexes have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_was_lost_with_a_primary_is_made_again() {
+    let cluster = ClusterNodes::start();
+    let settings = RedisSettings { response_timeout: Duration::from_secs(20), ..cluster.settings() };
+    let backend = Arc::new(RedisBackend::connect(settings).await.unwrap());
+    backend.create(&key("first"), sealed("1"), Times::default()).await.unwrap().unwrap();
+    let counter = backend.changes(ChangeCounter(0)).await.unwrap().counter();
+    let (control, of_record) = (cluster.owner("c"), cluster.owner("r0000"));
+    assert_ne!(control, of_record, "the record is on another node");
+    let (control, of_record) = (&cluster.nodes[control], &cluster.nodes[of_record]);
+    of_record.ask::<()>(&["CLIENT", "PAUSE", "30000", "WRITE"]);
+    let writing = Arc::clone(&backend);
+    let at = UnixTime::from_secs(1_000);
+    let writing = tokio::spawn(async move {
+        let times = Times { expires_at: None, due_at: Some(at) };
+        writing.create(&key("r0000"), sealed("1"), times).await
+    });
+    // As the promoted replica finds things.
+    until("the writer has entered", || (control.ask::<usize>(&["DEL", "bearerd:{c}:u"]) == 1).then_some(()));
+    control.ask::<()>(&["DEL", "bearerd:{c}:t"]);
+    control.ask::<()>(&["ZREM", "bearerd:{c}:i:connection", "r0000"]);
+    of_record.ask::<()>(&["CLIENT", "UNPAUSE"]);
+    writing.await.unwrap().unwrap().unwrap();
+    let Changes::Since { keys, .. } = backend.changes(counter).await.unwrap() else {
+        panic!("no node changed")
+    };
+    assert_eq!(keys, [key("r0000")]);
+    let ids = backend.list(Kind::Connection, None, 10).await.unwrap();
+    assert_eq!(ids.iter().map(|record| record.id.as_str()).collect::<Vec<_>>(), ["first", "r0000"]);
+    let due = backend.due(Kind::Connection, None, at, 10).await.unwrap();
+    assert_eq!(due, [DueRecord { at, id: "r0000".to_owned() }]);
+    assert_eq!(control.ask::<usize>(&["EXISTS", "bearerd:{c}:u"]), 0);
+    assert_eq!(control.ask::<usize>(&["EXISTS", "bearerd:{c}:t"]), 0);
+}
+
+/// A record that cannot be read keeps a sweep neither from settling others nor from forgetting what has expired.
+#[tokio::test]
+async fn one_record_does_not_hold_up_a_sweep() {
+    let cluster = ClusterNodes::start();
+    let backend = cluster.backend().await;
+    for id in ["r0000", "first"] {
+        backend.create(&key(id), sealed("1"), Times::default()).await.unwrap().unwrap();
+    }
+    let flow = RecordKey::new(Kind::ConsentFlow, "old");
+    let times = Times { expires_at: Some(UnixTime::from_secs(4_000_000_000)), due_at: None };
+    backend.create(&flow, sealed("1"), times).await.unwrap().unwrap();
+    let (control, of_record) = (&cluster.nodes[cluster.owner("c")], &cluster.nodes[cluster.owner("r0000")]);
+    control.ask::<()>(&["ZADD", "bearerd:{c}:u", "1000", "r0000:0123456789abcdef"]);
+    control.ask::<()>(&["ZADD", "bearerd:{c}:u", "2000", "first:0123456789abcdef"]);
+    of_record.ask::<()>(&["ACL", "SETUSER", "default", "resetkeys", "~bearerd:{first}:*"]);
+    let error = backend.sweep(UnixTime::from_secs(4_000_000_001)).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Refused(why) if why.contains("NOPERM")), "{error}");
+    let left: Vec<String> = control.ask(&["ZRANGE", "bearerd:{c}:u", "0", "-1"]);
+    assert_eq!(left, ["r0000:0123456789abcdef"]);
+    assert_eq!(backend.load(&flow).await.unwrap(), None);
+    of_record.ask::<()>(&["ACL", "SETUSER", "default", "allkeys"]);
+    backend.sweep(UnixTime::from_secs(1)).await.unwrap();
+    assert_eq!(control.ask::<usize>(&["EXISTS", "bearerd:{c}:u", "bearerd:{c}:t"]), 0);
 }
 
 /// Whoever waits for a change of a connection hears of it.

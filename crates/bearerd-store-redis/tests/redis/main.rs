@@ -386,6 +386,37 @@ async fn a_server_that_may_lose_connections_is_refused_or_warned_of() {
     assert!(matches!(error, ConnectRedisError::Replica { .. }), "{error}");
 }
 
+/// F-04: a server that is met after the start is looked at too. It takes no writes while it may throw them away, with
+/// replicas asked for or not; reads go on, and it is taken back once it is mended.
+#[tokio::test]
+async fn an_evicting_server_that_is_met_later_takes_no_writes() {
+    let server = Server::start();
+    let confirmed = RedisSettings { replicas_min: 1, ..server.settings() };
+    let confirmed = RedisBackend::connect(confirmed).await.unwrap();
+    let backend = server.backend().await;
+    let revision = backend.create(&key("hr"), sealed("1"), Times::default()).await.unwrap().unwrap();
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "allkeys-lru"]).exec(&mut server.raw()).unwrap();
+    redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).exec(&mut server.raw()).unwrap();
+    for backend in [&backend, &confirmed] {
+        assert!(backend.load(&key("hr")).await.unwrap().is_some());
+        for _ in 0..2 {
+            let error = backend.replace(&key("hr"), revision, sealed("2"), None).await.unwrap_err();
+            let StoreError::Refused(why) = &error else { panic!("{error}") };
+            assert!(
+                why.ends_with(
+                    "may throw connections away when it is full (maxmemory-policy allkeys-lru): \
+                     set `maxmemory-policy noeviction`"
+                ),
+                "{why}"
+            );
+        }
+        assert!(matches!(backend.sweep(UnixTime::from_secs(1)).await, Err(StoreError::Refused(_))));
+        assert_eq!(backend.load(&key("hr")).await.unwrap().unwrap().0, revision, "nothing was written");
+    }
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "noeviction"]).exec(&mut server.raw()).unwrap();
+    backend.replace(&key("hr"), revision, sealed("2"), None).await.unwrap().unwrap();
+}
+
 /// A user who may not ask about the server still gets a store, and is told what was not checked.
 #[tokio::test]
 async fn a_user_of_few_rights_is_enough() {

@@ -1,4 +1,4 @@
-//! Writes of connections that replicas must confirm, without anybody to fail over.
+//! Writes that replicas must confirm, without anybody to fail over.
 
 use std::time::{Duration, Instant};
 
@@ -58,9 +58,6 @@ async fn too_few_replicas_leave_a_write_in_doubt() {
     assert!(shortfall(&error), "{error}");
     let lost = backend.replace(&key("hr"), crate::revision(7), sealed("5"), None).await;
     assert_eq!(lost.unwrap(), None, "who writes nothing needs nobody");
-    let policy = RecordKey::new(Kind::Policy, "all");
-    backend.create(&policy, sealed("1"), Times::default()).await.unwrap().expect("other kinds do not wait");
-
     replicas.iter().for_each(Node::go_on);
     let (revision, _) = backend.load(&key("hr")).await.unwrap().unwrap();
     let confirmed = patient.replace(&key("hr"), revision, sealed("6"), None).await.unwrap().unwrap();
@@ -70,6 +67,39 @@ async fn too_few_replicas_leave_a_write_in_doubt() {
         "one replica was asked for"
     );
     assert!(patient.delete(&key("hr"), confirmed).await.unwrap());
+}
+
+/// What operators and callers rely on is confirmed like a connection: a deleted key must not come back with a failover.
+#[tokio::test]
+async fn what_is_watched_or_to_be_revoked_is_confirmed() {
+    let watched = Watched::start(0);
+    let (primary, replicas) = watched.servers.split_first().unwrap();
+    let url = format!("redis://{}:{}", primary.address, primary.port);
+    let patient = RedisSettings {
+        replicas_min: 1,
+        replicas_timeout: Duration::from_secs(20),
+        ..RedisSettings { url, ..settings_for(primary.port) }
+    };
+    let hasty = RedisSettings { replicas_timeout: Duration::from_millis(100), ..patient.clone() };
+    let patient = RedisBackend::connect(patient).await.unwrap();
+    let hasty = RedisBackend::connect(hasty).await.unwrap();
+    let caller_key = RecordKey::new(Kind::CallerKey, "old");
+    let revision = patient.create(&caller_key, sealed("1"), Times::default()).await.unwrap().unwrap();
+    assert!(patient.delete(&caller_key, revision).await.unwrap());
+    let revision = patient.create(&caller_key, sealed("1"), Times::default()).await.unwrap().unwrap();
+
+    replicas.iter().for_each(Node::stop);
+    let error = hasty.delete(&caller_key, revision).await.unwrap_err();
+    assert!(shortfall(&error), "{error}");
+    for kind in Kind::ALL {
+        let created = hasty.create(&RecordKey::new(kind, "new"), sealed("1"), Times::default()).await;
+        if kind.is_watched() || matches!(kind, Kind::Revocation | Kind::RevocationGate) {
+            assert!(created.as_ref().is_err_and(shortfall), "{kind:?}: {created:?}");
+        } else {
+            assert!(created.as_ref().is_ok_and(Option::is_some), "{kind:?} waits for nobody: {created:?}");
+        }
+    }
+    replicas.iter().for_each(Node::go_on);
 }
 
 #[tokio::test]
