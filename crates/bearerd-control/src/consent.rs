@@ -499,17 +499,17 @@ impl Control {
                     return Err(Failure::new("connection_gone", message, RETRY));
                 }
                 (Err(UpdateError::Declined(failure)), _) => return Err(failure),
-                (Err(UpdateError::Store(error)), pause) => {
-                    may_be_written |= matches!(error, StoreError::OutcomeUnknown(_));
-                    let Some(pause) = pause else {
-                        let held = if may_be_written { self.placed(flow, grant).await } else { None };
-                        break held.ok_or_else(store_failure)?;
-                    };
+                (Err(UpdateError::Store(error)), Some(pause)) => {
                     warn!(connection.id = %flow.connection, %error, "a new grant was not written yet; trying again");
                     is_retry = true;
+                    may_be_written |= matches!(error, StoreError::OutcomeUnknown(_));
                     tokio::time::sleep(*pause).await;
                 }
-                (Err(UpdateError::Contended(_)), _) => return Err(store_failure()),
+                (Err(error), _) => {
+                    may_be_written |= matches!(error, UpdateError::Store(StoreError::OutcomeUnknown(_)));
+                    let held = if may_be_written { self.placed(flow, grant).await } else { None };
+                    break held.ok_or_else(store_failure)?;
+                }
             }
         };
         crash_point(CrashPoint::ConsentStored);

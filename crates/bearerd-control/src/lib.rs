@@ -42,8 +42,8 @@ pub use expiry::expires_soon;
 pub use integrations::IntegrationSpec;
 pub use keys::{IssuedKey, KeySpec};
 pub use policies::PolicySpec;
-pub use publish::Readiness;
 use publish::Spread;
+pub use publish::{LoadError, Readiness};
 pub use settings::{ConnectRules, InstanceRules};
 
 pub use bearerd_store::{Page, Revision, StoreError, Versioned};

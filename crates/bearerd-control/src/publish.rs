@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bearerd_model::{CallerKey, Integration, Policy};
+use bearerd_model::{CallerKey, Integration, IntegrationId, Policy};
 use bearerd_policy::Snapshot;
 use bearerd_store::{ChangeCounter, Changes, Kind, Record, RecordKey, StoreError};
 use tokio::{
@@ -84,6 +84,18 @@ pub struct Readiness {
     pub snapshot_loaded: bool,
 }
 
+/// Why a process must not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] StoreError),
+    #[error(
+        "integration {0} rotates refresh tokens and the store is shared: a token that the store does not take would be \
+         lost with this process; set tokens.spill_dir to a folder on a disk of this machine"
+    )]
+    SpillMissing(IntegrationId),
+}
+
 /// How often the change counter is read (product contract §7).
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 /// Least time between two looks: a storm of changes costs at most some fifty a second.
@@ -104,17 +116,13 @@ impl Control {
     /// Brings keys and policies into memory: before the proxy door opens.
     ///
     /// # Errors
-    /// The store.
-    pub async fn load(&self) -> Result<(), StoreError> {
+    /// [`LoadError`].
+    pub async fn load(&self) -> Result<(), LoadError> {
         self.follow().await?;
         for integration in self.all::<Integration>().await? {
             let (held, own) = (&integration.redirect_uri, self.own_redirect_uri(&integration.id));
             if integration.rotates_refresh_tokens && !self.admits_rotation {
-                error!(
-                    integration.id = %integration.id,
-                    "integration {} rotates refresh tokens, the store is shared, and tokens.spill_dir is not set: a \
-                     token that the store does not take is lost with this process; set tokens.spill_dir", integration.id
-                );
+                return Err(LoadError::SpillMissing(integration.id));
             }
             if *held != self.shared_redirect_uri() && *held != own {
                 warn!(
@@ -348,7 +356,7 @@ impl Owed {
             self.everything = None;
         }
         for (key, error) in refused {
-            self.refuse(key, since, &error);
+            self.refuse(&key, since, &error);
         }
     }
 
@@ -356,7 +364,7 @@ impl Owed {
         let mut owed = BTreeSet::new();
         for (key, error) in refused {
             let since = asked.get(&key).map_or(self.newest, |debt| debt.since);
-            self.refuse(key.clone(), since, &error);
+            self.refuse(&key, since, &error);
             owed.insert(key);
         }
         for (key, debt) in asked.iter().filter(|(key, _)| !owed.contains(key)) {
@@ -371,7 +379,7 @@ impl Owed {
     }
 
     /// The record was asked for after `since`, and the store did not give it.
-    fn refuse(&mut self, key: RecordKey, since: u64, error: &StoreError) {
+    fn refuse(&mut self, key: &RecordKey, since: u64, error: &StoreError) {
         let debt = self.records.entry(key.clone()).or_insert(Debt { since, refused: true, told: false });
         debt.refused = debt.since <= since;
         if !debt.told {

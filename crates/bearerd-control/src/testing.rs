@@ -656,6 +656,7 @@ fn control_over(store: &Store, clock: &Arc<RunningClock>, confirm: bool) -> (Con
         &Registry::new(),
     );
     let tokens = Arc::new(tokens.unwrap());
+    tokens.begin();
     let connect =
         ConnectRules { public_url: PUBLIC_URL.to_owned(), confirm, link_lifetime: Duration::from_mins(30) };
     let control =

@@ -18,7 +18,8 @@
 //! - **Keep.** A refresh token that has been exchanged for another one is on this machine's disk before the store is
 //!   asked to take it; if the store does not, memory serves it and offers it until it does.
 //! - **Doubt.** An intent that outlives its owner, or a call without an answer, leaves the exchange in doubt. The token
-//!   that it spent is tried again, no older one; a refusal then is a strike and not yet the grant's end.
+//!   that it spent is tried again; a refusal then is a strike and not yet the grant's end. Before the last strike the
+//!   one before it is tried, once, and never an older one.
 //! - **Without the store** a refresh token that rotates is not spent. One that stays is: nothing can be lost by it.
 //!
 //! [`machine`](Refresher) is one connection in one process; [`transition`](grant_from) what each outcome makes of a

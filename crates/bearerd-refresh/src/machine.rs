@@ -292,6 +292,12 @@ struct Commit {
     conflicts: u32,
 }
 
+impl Commit {
+    fn of(exchange: Exchange, grant: Box<Grant>, kept: bool, ask: Ask) -> Self {
+        Self { exchange, grant, kept, ask, unconfirmed: 0, conflicts: 0 }
+    }
+}
+
 /// Writes down what a failed exchange means, and removes its claim.
 #[derive(Debug, Clone)]
 struct Settlement {
@@ -827,8 +833,11 @@ impl Refresher {
         let held = before.and_then(|held| held.refresh_token.as_ref());
         let spent =
             grant.refresh_token.as_ref().is_some_and(|next| !held.is_some_and(|held| held.matches(next)));
-        // Only the owner of what it was obtained for may use it: a consent, a purge or a deletion came in between.
-        if self.connection.exchanges.version.lineage != exchange.version.lineage {
+        // Only the owner of what it was obtained for may use it: a consent, a purge or a deletion came in between; or
+        // what memory has taken over since is newer.
+        let ours = GrantVersion { lineage: exchange.version.lineage, epoch: exchange.epoch };
+        let memory = self.connection.exchanges.version;
+        if memory.lineage != ours.lineage || memory > ours {
             actions.push(Action::Note(Note::Lost));
             return self.finish(actions);
         }
@@ -837,6 +846,11 @@ impl Refresher {
         if spent {
             self.step = Step::Keeping(exchange, Box::new(grant));
             actions.push(Action::Keep(Box::new(record)));
+        } else if exchange.revision.is_none() {
+            // The store did not answer before the call: who waits for the token does not wait for the store once more.
+            let commit = Commit::of(exchange, Box::new(grant), false, Ask::Load);
+            let error = StoreError::Unreachable("it did not answer before the call".to_owned());
+            self.not_taken(&commit, error, now, actions);
         } else {
             self.commit(exchange, Box::new(grant), false, now);
         }
@@ -870,7 +884,7 @@ impl Refresher {
             }
             None => Ask::Load,
         };
-        self.step = Step::Committing(Commit { exchange, grant, kept, ask, unconfirmed: 0, conflicts: 0 });
+        self.step = Step::Committing(Commit::of(exchange, grant, kept, ask));
     }
 
     fn commit_loaded(

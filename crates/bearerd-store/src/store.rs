@@ -1,6 +1,13 @@
 //! Typed records over a backend: sealed on the way in, opened on the way out.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bearerd_crypto::{KeyRing, RootSecret, SealContext, Sealed, UnsealError};
 use bearerd_model::UnixTime;
@@ -11,11 +18,17 @@ use crate::{
 };
 
 /// The one way to records. Cheap to clone.
+///
+/// Absence is believed only of the store that was opened. One that was emptied, or put in another's place, holds no
+/// record either: where it says so of a kind that processes hold in memory, and wherever it may have gone back, its root
+/// record is looked at first, and without it nothing is read from it or written to it until it is back.
 #[derive(Debug, Clone)]
 pub struct Store {
     backend: Arc<dyn Backend>,
     ring: Arc<KeyRing>,
     root: RootSecret,
+    /// Its root record was found missing, or another's.
+    is_another: Arc<AtomicBool>,
 }
 
 /// A record and the revision it was read or written at.
@@ -61,6 +74,9 @@ pub enum UpdateError<E> {
 /// Lost races after which an update gives up. Each lost race means that another writer made progress, and a record
 /// has few writers, so a run this long is a fault.
 const CONFLICTS_MAX: usize = 32;
+/// What is said of a store that was emptied or exchanged. Nothing in memory is given up for it.
+const ANOTHER: &str = "it is not the store that this process was started with: its root record is gone, or another's; \
+                       restore its data, and everything goes on; to begin anew with an empty store, restart every process";
 /// The seal's field for a whole record.
 const FIELD: &str = "record";
 
@@ -82,7 +98,7 @@ impl Store {
         let root = Root { secret: RootSecret::random() };
         let sealed = seal(&ring, &root);
         if backend.create(&key, sealed, Times::default()).await?.is_some() {
-            return Ok(Self { backend, ring, root: root.secret });
+            return Ok(Self { backend, ring, root: root.secret, is_another: Arc::default() });
         }
         Self::join(backend, ring).await
     }
@@ -114,7 +130,7 @@ impl Store {
         sealed: &Sealed,
     ) -> Result<Self, OpenStoreError> {
         let root = Self::open_root(&ring, sealed)?;
-        Ok(Self { backend, ring, root: root.secret })
+        Ok(Self { backend, ring, root: root.secret, is_another: Arc::default() })
     }
 
     fn open_root(ring: &KeyRing, sealed: &Sealed) -> Result<Root, OpenStoreError> {
@@ -133,8 +149,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if the record does not open or read; otherwise as the backend says.
     pub async fn load<R: Record>(&self, id: &str) -> Result<Option<Versioned<R>>, StoreError> {
+        self.check_known().await?;
         let key = RecordKey::new(R::KIND, id);
-        let Some((revision, sealed)) = self.backend.load(&key).await? else { return Ok(None) };
+        let Some((revision, sealed)) = self.backend.load(&key).await? else {
+            if R::KIND.is_watched() {
+                self.check().await?;
+            }
+            return Ok(None);
+        };
         let record = self.open_record(&key, &sealed)?;
         Ok(Some(Versioned { revision, record }))
     }
@@ -144,6 +166,7 @@ impl Store {
     /// # Errors
     /// As the backend says.
     pub async fn create<R: Record>(&self, record: &R) -> Result<Option<Revision>, StoreError> {
+        self.check_known().await?;
         let key = RecordKey::new(R::KIND, record.id());
         let times = Times { expires_at: record.expires_at(), due_at: record.due_at() };
         self.backend.create(&key, seal(&self.ring, record), times).await
@@ -158,6 +181,7 @@ impl Store {
         expected: Revision,
         next: &R,
     ) -> Result<Option<Revision>, StoreError> {
+        self.check_known().await?;
         let key = RecordKey::new(R::KIND, next.id());
         self.backend.replace(&key, expected, seal(&self.ring, next), next.due_at()).await
     }
@@ -187,6 +211,7 @@ impl Store {
     /// # Errors
     /// As the backend says.
     pub async fn delete<R: Record>(&self, id: &str, expected: Revision) -> Result<bool, StoreError> {
+        self.check_known().await?;
         self.backend.delete(&RecordKey::new(R::KIND, id), expected).await
     }
 
@@ -195,6 +220,7 @@ impl Store {
     /// # Errors
     /// As the backend says.
     pub async fn take<R: Record>(&self, id: &str, now: UnixTime) -> Result<Option<R>, StoreError> {
+        self.check_known().await?;
         let key = RecordKey::new(R::KIND, id);
         let Some(sealed) = self.backend.take(&key).await? else { return Ok(None) };
         let record: R = self.open_record(&key, &sealed)?;
@@ -207,7 +233,11 @@ impl Store {
     /// # Errors
     /// As the backend says.
     pub async fn list<R: Record>(&self, after: Option<&str>, limit: usize) -> Result<Page<R>, StoreError> {
+        self.check_known().await?;
         let stored = self.backend.list(R::KIND, after, limit).await?;
+        if stored.is_empty() && R::KIND.is_watched() {
+            self.check().await?;
+        }
         let next = if stored.len() < limit { None } else { stored.last().map(|last| last.id.clone()) };
         let mut page = Page { records: Vec::with_capacity(stored.len()), next, damaged: Vec::new() };
         for StoredRecord { id, content } in stored {
@@ -257,7 +287,25 @@ impl Store {
     /// # Errors
     /// As the backend says.
     pub async fn changes(&self, after: ChangeCounter) -> Result<Changes, StoreError> {
-        self.backend.changes(after).await
+        self.check_known().await?;
+        let changes = self.backend.changes(after).await?;
+        if let Changes::Missed { .. } = changes {
+            self.check().await?; // it may have gone back, or be another one
+        }
+        Ok(changes)
+    }
+
+    async fn check_known(&self) -> Result<(), StoreError> {
+        if self.is_another.load(Ordering::Relaxed) { self.check().await } else { Ok(()) }
+    }
+
+    /// Whether this still is the store that was opened.
+    async fn check(&self) -> Result<(), StoreError> {
+        let found = self.backend.load(&Self::root_key()).await?;
+        let root = found.and_then(|(_, sealed)| Self::open_root(&self.ring, &sealed).ok());
+        let is_another = root.is_none_or(|root| root.secret.expose() != self.root.expose());
+        self.is_another.store(is_another, Ordering::Relaxed);
+        if is_another { Err(StoreError::Unreachable(ANOTHER.to_owned())) } else { Ok(()) }
     }
 
     /// # Errors

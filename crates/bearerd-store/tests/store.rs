@@ -204,3 +204,29 @@ impl Backend for Contested {
         self.inner.sweep(now).await
     }
 }
+
+/// I-1: a store that was emptied, or put in another's place, holds no record either. What it does not hold is not taken
+/// for deleted, and nothing is written to it.
+#[tokio::test]
+async fn absence_is_believed_only_of_the_store_that_was_opened() {
+    let ring = Arc::new(KeyRing::parse(&KeyRing::new_key_file()).unwrap());
+    let backend = Arc::new(MemoryBackend::default());
+    let store = Store::open(backend.clone(), ring.clone()).await.unwrap();
+    assert!(store.load::<Connection>("hr").await.unwrap().is_none());
+    let root = backend.take(&Store::root_key()).await.unwrap().unwrap();
+
+    let is_unreachable = |error: StoreError| matches!(error, StoreError::Unreachable(_));
+    assert!(is_unreachable(store.load::<Connection>("hr").await.unwrap_err()));
+    assert!(is_unreachable(store.list::<Connection>(None, 10).await.unwrap_err()));
+    assert!(is_unreachable(store.changes(ChangeCounter(9)).await.unwrap_err()));
+    assert!(is_unreachable(store.create(&canary_connection("hr")).await.unwrap_err()));
+
+    let other = Store::open(backend.clone(), ring).await.unwrap();
+    other.create(&canary_connection("hr")).await.unwrap().expect("it is begun anew");
+    assert!(is_unreachable(store.load::<Connection>("hr").await.unwrap_err()), "another's");
+
+    backend.take(&Store::root_key()).await.unwrap().unwrap();
+    backend.create(&Store::root_key(), root, Times::default()).await.unwrap().unwrap();
+    assert!(store.load::<Connection>("hr").await.unwrap().is_some(), "its own again");
+    assert!(store.load::<Connection>("it").await.unwrap().is_none());
+}

@@ -25,7 +25,10 @@ impl Company {
             let connector = Connector::new(&EgressSettings::default()).unwrap();
             let (store, clock) = (world.store.clone(), world.clock.clone());
             let (place, registry) = (ProcessPlace::shared(), Registry::new());
-            Arc::new(TokenEngine::start(store, connector, clock, settings.clone(), place, &registry).unwrap())
+            let engine =
+                TokenEngine::start(store, connector, clock, settings.clone(), place, &registry).unwrap();
+            engine.begin();
+            Arc::new(engine)
         };
         let engines: Vec<_> = (0..size).map(start).collect();
         let following =
@@ -271,6 +274,7 @@ async fn what_was_kept_comes_back_after_a_crash() {
         &Registry::new(),
     )
     .unwrap();
+    engine.begin();
     assert_eq!(bearer(&engine.acquire(&c()).await.unwrap()), "at-kept");
     eventually("the store has it", async || world.stored_tokens().await.2 == "rt-kept").await;
     eventually("nothing is left in the log", async || spill.unsettled() == 0).await;

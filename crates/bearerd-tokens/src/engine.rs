@@ -68,7 +68,7 @@ impl fmt::Debug for Inner {
 }
 
 impl TokenEngine {
-    /// Starts the engine on the current runtime.
+    /// An engine on the current runtime.
     ///
     /// # Errors
     /// A metric's name is registered already.
@@ -101,10 +101,15 @@ impl TokenEngine {
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
-        for task in [Inner::refresh_ahead_boxed, Inner::look_after_boxed, Inner::recover_boxed] {
-            inner.tasks.spawn(task(inner.clone()));
-        }
         Ok(Self { inner })
+    }
+
+    /// Begins to look after connections by itself: refreshes ahead of time, what is due, what was kept. Until then it does
+    /// what it is asked for. Once.
+    pub fn begin(&self) {
+        for task in [Inner::refresh_ahead_boxed, Inner::look_after_boxed, Inner::recover_boxed] {
+            self.inner.tasks.spawn_on(task(self.inner.clone()), &self.inner.runtime);
+        }
     }
 
     /// Begins no further exchange and waits for those under way and their commits: at most `limit`, or the life of a

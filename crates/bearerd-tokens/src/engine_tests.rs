@@ -131,6 +131,7 @@ impl World {
             &Registry::new(),
         )
         .unwrap();
+        engine.begin();
         Self { clock, backend, store, server, engine: Arc::new(engine) }
     }
 

@@ -61,7 +61,7 @@ impl Inner {
             }
             // Checks the deadline before each wait: a refresh that starts, fails and pauses again must not loop.
             if Instant::now() >= deadline {
-                return Err(unavailable(Duration::from_secs(1), "the token endpoint takes too long"));
+                return Err(unavailable(Duration::from_secs(1), "no token came in time"));
             }
             let _ = tokio::time::timeout_at(wake, changed.changed()).await;
         }

@@ -47,6 +47,9 @@ impl TokenSettings {
                 return Err(format!("{name} is {value}; it may be {} to {}", range.start(), range.end()));
             }
         }
+        if self.spill_dir.as_ref().is_some_and(|folder| folder.as_os_str().is_empty()) {
+            return Err("tokens.spill_dir is empty; name a folder, or leave it out".to_owned());
+        }
         Ok(())
     }
 }

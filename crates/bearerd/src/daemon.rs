@@ -120,7 +120,7 @@ impl Daemon {
         let admits_rotation = settings.store != StoreKind::Redis || settings.spill_folder().is_some();
         let control = Arc::new(control.admitting_rotation(admits_rotation));
         control.register_metrics(&registry)?;
-        control.load().await.context("the store cannot be read")?;
+        control.load().await?;
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let addresses = bound.addresses();
         let certificates = [&bound.proxy, &bound.connect, &bound.admin];
@@ -146,6 +146,7 @@ impl Daemon {
         registry.register(Box::new(metrics.clone()))?;
         let proxy =
             ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
+        tokens.begin(); // not before everything that may end the start again
         Ok(Self {
             addresses,
             control,
@@ -222,11 +223,11 @@ async fn process_place(settings: &Settings) -> Result<ProcessPlace> {
     };
     let Some(folder) = settings.spill_folder() else { return Ok(place) };
     let (spill, found) = Spill::open(&folder).await.context("tokens.spill_dir")?;
-    if found.cut_bytes > 0 || found.damaged > 0 {
+    if found.damaged > 0 {
+        let entries = found.damaged;
         warn!(
-            cut_bytes = found.cut_bytes,
-            damaged = found.damaged,
-            "the spill log in {} ended in the middle of an entry, or holds entries that do not read: they were set aside",
+            entries,
+            "the spill log in {} holds entries that do not read: they were set aside",
             folder.display()
         );
     }

@@ -237,7 +237,7 @@ impl Connection {
         Self {
             instance: integration.map(|integration| integration.instance.as_str().to_owned()),
             redirect_uri: integration.map(|integration| integration.redirect_uri.clone()),
-            state: ConnectionState::of(&connection),
+            state: ConnectionState::of(&connection, now),
             frozen: connection
                 .frozen
                 .map(|freeze| Frozen { since: freeze.since.into(), reason: freeze.reason }),
@@ -264,10 +264,16 @@ impl Connection {
 }
 
 impl ConnectionState {
-    fn of(connection: &model::Connection) -> Self {
+    fn of(connection: &model::Connection, now: model::UnixTime) -> Self {
         let id = &connection.id;
+        let is_usable = connection.grant.as_ref().is_some_and(|grant| now < grant.usable_until());
         let (cause, reason) = match &connection.lifecycle {
-            model::Lifecycle::Active { .. } => (None, "It lends tokens.".to_owned()),
+            model::Lifecycle::Active { .. } if is_usable => (None, "It lends tokens.".to_owned()),
+            model::Lifecycle::Active { .. } => (
+                None,
+                "Its access token has ended: the next call asks for another one, and waits for it."
+                    .to_owned(),
+            ),
             model::Lifecycle::AwaitingConsent { .. } => (
                 Some("awaiting_consent"),
                 format!(
