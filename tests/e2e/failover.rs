@@ -89,22 +89,20 @@ fn check(name: &str, redis: &mut impl Replicated) {
     let length = Duration::from_mins(1) * failovers; // ended before
     let loads: Vec<Load> =
         calls.into_iter().map(|call| Load::start(call, CALLS_PER_SECOND, length)).collect();
-    let issued = || {
-        let outcomes = deployment.sim().counters().token.get("refresh_token").cloned().unwrap_or_default();
-        outcomes
-            .into_iter()
-            .filter(|(outcome, _)| ["issued", "repeated"].contains(outcome))
-            .map(|(_, count)| count)
-            .sum::<u64>()
+    // As the store has it: under rotation each refresh is a generation of its own.
+    let committed = || {
+        let shown = deployment.daemon.admin(Method::GET, "/v1/connections/hr-prod").try_send().ok();
+        shown.filter(|reply| reply.status == 200).and_then(|reply| reply.json()["generation"].as_u64())
     };
     let mut slowest = Duration::ZERO;
     for number in 1..=failovers {
         let killed_at = Instant::now();
         redis.kill_primary();
         redis.wait_for_new_primary();
-        let (promoted_at, before) = (Instant::now(), issued());
-        wait_until("a refresh after the promotion", Duration::from_secs(30), || {
-            (issued() > before).then_some(())
+        let promoted_at = Instant::now();
+        let before = wait_until("the store answers", Duration::from_secs(30), &committed);
+        wait_until("a refresh is committed after the promotion", Duration::from_secs(30), || {
+            committed().filter(|generation| *generation > before)
         });
         let took = promoted_at.elapsed();
         println!(

@@ -7,6 +7,7 @@ use bearerd_tests::{
     Deployment, Direction, Expectations, FailedCalls, FaultProxy, Load, LoadReport, Recorder, Redis, Setup,
     Subject, wait_until,
 };
+use http::Method;
 use servicenow_sim::Behaviour;
 
 #[test]
@@ -30,7 +31,7 @@ fn check(name: &str, rotation: bool) {
         .spilling();
     let behaviour = Behaviour {
         auto_approve: Some("abel.tuter".to_owned()),
-        // Each fault meets a refresh or two; a token outlives a fault by far.
+        // A token outlives a fault by far.
         access_token_lifetime_s: 12,
         rotation,
         rotation_previous_ok_s: 30,
@@ -62,8 +63,14 @@ fn check(name: &str, rotation: bool) {
             7 => network.cut_answer_after(1),
             _ => network.down(),
         }
+        // Each fault meets an exchange; what the command is answered is not judged here.
+        let forced = thread::spawn({
+            let force = deployment.daemon.admin(Method::POST, "/v1/connections/hr-prod/refresh");
+            move || drop(force.try_send())
+        });
         thread::sleep(LASTS); // a fault lasts; nothing is waited for
         network.heal();
+        forced.join().unwrap();
         network.reset(); // a connection that has lost bytes is not to be trusted again
         thread::sleep(LASTS);
     }

@@ -356,7 +356,8 @@ async fn sample(
     samples: Arc<Mutex<Samples>>,
     stop: Arc<AtomicBool>,
 ) {
-    while !stop.load(Ordering::Relaxed) {
+    loop {
+        let is_last = stop.load(Ordering::Relaxed); // one look more, at how everything ended
         for connection in &connections {
             // A process that is down, or a connection that is not there yet, is no sample.
             let Ok(shown) = look(&process, connection).await else { continue };
@@ -370,6 +371,9 @@ async fn sample(
                 fingerprint: text(&shown["fingerprint"]),
             };
             samples.lock().unwrap().add(sample);
+        }
+        if is_last {
+            return;
         }
         tokio::time::sleep(SAMPLE_PAUSE).await;
     }
@@ -389,6 +393,12 @@ impl History {
     /// An invariant does not hold.
     #[track_caller]
     pub fn check(&self, expected: &Expectations) -> HistoryReport {
+        assert!(self.looks > 0, "nobody has looked at anything: there is no history");
+        let calls = self.calls.calls();
+        assert!(
+            calls > 0 || expected.failed_calls == FailedCalls::NotJudged,
+            "no call was made that could fail"
+        );
         let report = self.judge(expected);
         assert!(report.holds(), "the history breaks an invariant\n{report}\n{}", self.evidence());
         report
@@ -729,7 +739,7 @@ fn at(time: SimTime) -> String {
 }
 
 /// A debug build on a busy machine; the promise of one second is measured with a release build.
-const READY_WITHIN: Duration = Duration::from_secs(15);
+const READY_WITHIN: Duration = Duration::from_secs(5);
 const FRESH_WITHIN: Duration = Duration::from_secs(30);
 /// Longer than any limit that is judged, so that the report says how late it was.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(45);

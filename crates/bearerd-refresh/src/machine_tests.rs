@@ -371,3 +371,125 @@ fn a_forced_refresh_that_made_no_call_does_not_count() {
     bench.refresher.ask_refused(generation, at(9), &mut Vec::new()).unwrap();
     assert!(bench.refresher.is_exchanging());
 }
+
+// --- hours in virtual time ----------------------------------------------------------------------------------------------
+
+/// One process, its store and a token endpoint, second by second.
+struct Hours {
+    bench: Bench,
+    breaker: crate::Breaker,
+    wakes: Vec<UnixTime>,
+    life: Duration,
+    issued: u64,
+    calls: u64,
+}
+
+impl Hours {
+    /// With a token that was issued at [`NOW`].
+    fn new(rotates: bool, life: Duration) -> Self {
+        let mut bench = Bench::new(rotates);
+        let mut first = obtained(2, rotates, NOW);
+        first.response.expires_in = Some(life);
+        let grant = grant_from(bench.stored.grant.as_ref(), TokenCall::Refresh, first, LIFE * 100);
+        record_issue(&mut bench.stored, grant, Epoch(NOW.as_millis() + 1), NOW);
+        bench.refresher = refresher(rotates, bench.stored.clone());
+        Self { bench, breaker: crate::Breaker::default(), wakes: Vec::new(), life, issued: 2, calls: 0 }
+    }
+
+    /// One second. Whether a call that comes in it gets a token.
+    fn second(&mut self, secs: u64, endpoint_is_up: bool, store_is_up: bool) -> bool {
+        let now = at(secs);
+        let due = self.bench.refresher.next_refresh(now.at).is_some_and(|due| due <= now.at);
+        let mut actions = Actions::new();
+        if due {
+            let _ = self.bench.refresher.ask(Cause::Due, now, &mut actions);
+        }
+        let (woken, later) = self.wakes.drain(..).partition(|at| *at <= now.at);
+        self.wakes = later;
+        for _ in Vec::<UnixTime>::from(woken) {
+            self.bench.refresher.handle(Event::Woken, now, &mut actions);
+        }
+        while !actions.is_empty() {
+            let action = actions.remove(0);
+            if let Some(event) = self.perform(action, now, endpoint_is_up, store_is_up) {
+                self.bench.refresher.handle(event, now, &mut actions);
+            }
+        }
+        let grant = self.bench.refresher.connection().grant.as_ref();
+        grant.is_some_and(|grant| now.at < grant.usable_until())
+    }
+
+    fn perform(
+        &mut self,
+        action: Action,
+        now: Now,
+        endpoint_is_up: bool,
+        store_is_up: bool,
+    ) -> Option<Event> {
+        Some(match action {
+            Action::Enter => match self.breaker.enter(now.at) {
+                Ok(_) => Event::Admitted,
+                Err(until) => Event::Barred { until },
+            },
+            Action::Load | Action::Look if store_is_up => {
+                Event::Loaded(Ok(Some((Revision(1), Box::new(self.bench.stored.clone())))))
+            }
+            Action::Load | Action::Look => Event::Loaded(Err(unreachable())),
+            Action::Replace { next, .. } if store_is_up => {
+                self.bench.stored = *next;
+                Event::Replaced(Ok(Some(Revision(1))))
+            }
+            Action::Replace { .. } => Event::Replaced(Err(unreachable())),
+            Action::Call { .. } => {
+                self.calls += 1;
+                self.issued += u64::from(endpoint_is_up);
+                let mut answer = obtained(self.issued, false, now.at);
+                answer.response.expires_in = Some(self.life);
+                let down = TokenEndpointError::Unavailable { status: 503, retry_after: None };
+                Event::Answered(if endpoint_is_up { Ok(answer) } else { Err(down.into()) })
+            }
+            Action::Keep(_) => Event::Kept(true),
+            Action::Leave(passage) => {
+                self.breaker.leave(passage, true, now.at, now.jitter);
+                return None;
+            }
+            Action::Wake(at) => {
+                self.wakes.push(at);
+                return None;
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// I-7: the token endpoint is down for 25 of a token's 30 minutes, whenever that begins: no call fails, and the endpoint is
+/// not asked in a storm.
+#[test]
+fn a_token_endpoint_down_for_25_of_30_minutes_fails_no_call() {
+    for rotates in [false, true] {
+        // It ends just before the token does at the latest.
+        for begins in (0..=280).step_by(20) {
+            let mut hours = Hours::new(rotates, LIFE);
+            for secs in 0..2 * 3_600 {
+                let endpoint_is_up = !(begins..begins + 25 * 60).contains(&secs);
+                assert!(hours.second(secs, endpoint_is_up, true), "{rotates}, from {begins} s, at {secs} s");
+            }
+            assert!(hours.calls < 40, "{} calls", hours.calls);
+        }
+    }
+}
+
+/// The store is away for ten minutes, and tokens live for two: what does not rotate is refreshed from memory and stored
+/// when the store is back.
+#[test]
+fn a_store_away_for_ten_minutes_fails_no_call() {
+    let mut hours = Hours::new(false, Duration::from_mins(2));
+    for secs in 0..3_600 {
+        let away = (600..1_200).contains(&secs);
+        assert!(hours.second(secs, true, !away), "at {secs} s");
+    }
+    let version = |connection: &Connection| connection.exchanges.version;
+    assert_eq!(version(&hours.bench.stored), version(hours.bench.refresher.connection()));
+    assert!(!hours.bench.refresher.is_unsettled());
+    assert!(hours.calls < 60, "{} calls", hours.calls);
+}
