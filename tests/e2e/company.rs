@@ -1,11 +1,11 @@
 //! Several processes on one Redis: a connection is refreshed once, whoever asks, and outages of either far side fail
 //! no call that a cached token can answer. Every run ends with the history checker.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
 use bearerd_tests::{
     Daemon, Deployment, Expectations, FailedCalls, Load, LoadReport, Recorder, Redis, Request, Setup,
-    Subject, block_on, wait_until,
+    Subject, block_on, get, wait_until,
 };
 use http::Method;
 use serde_json::json;
@@ -89,6 +89,17 @@ fn three_processes_refresh_as_one() {
         token_calls_max: Some(12),
         ..Expectations::default()
     });
+    for daemon in deployment.daemons() {
+        let metrics =
+            get(&format!("{}/metrics", daemon.admin_origin())).bearer(daemon.admin_key()).send().text();
+        let of_window = |line: &&str| {
+            line.starts_with("bearerd_refresh_unsaved_seconds_sum")
+                || line.starts_with("bearerd_refresh_unsaved_seconds_count")
+        };
+        for line in metrics.lines().filter(of_window) {
+            println!("{line}");
+        }
+    }
 }
 
 /// I-8: a thousand callers of three processes on one token that has ended: one token call, no error.
@@ -172,4 +183,39 @@ fn redis_away_for_thirty_seconds_fails_no_call() {
         failed_calls: FailedCalls::None,
         ..Expectations::default()
     });
+}
+
+/// I-1: a Redis that was emptied is not taken for one in which everything was deleted: the process goes on with what it
+/// holds, says so, and goes on as before when the data is back.
+#[test]
+fn an_emptied_redis_is_not_believed() {
+    let mut redis = Redis::start();
+    let deployment = Deployment::start(setup("company-emptied", &redis), behaviour(1_800, true));
+    let key = connect(&deployment, true);
+    let (data, copy) = (redis.folder().join("appendonlydir"), redis.folder().join("copy"));
+    copy_folder(&data, &copy);
+    assert_eq!(redis.cli(&["FLUSHALL"]).trim(), "OK");
+    let readiness = get(&format!("{}/readyz", deployment.daemon.admin_origin()));
+    let is_ready = || readiness.try_send().is_ok_and(|reply| reply.status == 200);
+    wait_until("it is noticed", Duration::from_secs(5), || (!is_ready()).then_some(()));
+    assert_eq!(deployment.incidents(&key).send().status, 200, "with what it holds");
+    let refused =
+        deployment.daemon.admin(Method::PUT, "/v1/policies/anew").json(&json!({"rules": []})).send();
+    assert_eq!(refused.status, 503, "{}", refused.text());
+
+    redis.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_folder(&copy, &data);
+    redis.restart();
+    wait_until("its data is back", Duration::from_secs(10), || is_ready().then_some(()));
+    deployment.daemon.post("/v1/connections/hr-prod/refresh", &json!({}));
+    assert_eq!(deployment.incidents(&key).send().status, 200);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
 }
