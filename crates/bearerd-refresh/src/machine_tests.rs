@@ -404,9 +404,9 @@ impl Hours {
         if due {
             let _ = self.bench.refresher.ask(Cause::Due, now, &mut actions);
         }
-        let (woken, later) = self.wakes.drain(..).partition(|at| *at <= now.at);
+        let (woken, later): (Vec<UnixTime>, _) = self.wakes.drain(..).partition(|at| *at <= now.at);
         self.wakes = later;
-        for _ in Vec::<UnixTime>::from(woken) {
+        for _ in woken {
             self.bench.refresher.handle(Event::Woken, now, &mut actions);
         }
         while !actions.is_empty() {
