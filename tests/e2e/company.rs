@@ -56,16 +56,8 @@ fn load(deployment: &Deployment, key: &str, length: Duration) -> Vec<Load> {
 }
 
 fn together(loads: Vec<Load>) -> LoadReport {
-    let mut all = LoadReport::default();
-    for load in loads {
-        let report = load.finish();
-        println!("{report}");
-        all.good += report.good;
-        all.bad.extend(report.bad);
-        all.unanswered.extend(report.unanswered);
-        all.slowest = all.slowest.max(report.slowest);
-    }
-    all
+    let reports = loads.into_iter().map(Load::finish).inspect(|report| println!("{report}"));
+    reports.fold(LoadReport::default(), LoadReport::and)
 }
 
 fn subject(deployment: &Deployment, key: &str) -> Subject {

@@ -112,15 +112,8 @@ fn check(name: &str, redis: &mut impl Replicated) {
         slowest = slowest.max(took);
         redis.restart_killed();
     }
-    let mut report = LoadReport::default();
-    for load in loads {
-        let part = load.stop();
-        println!("{part}");
-        report.good += part.good;
-        report.bad.extend(part.bad);
-        report.unanswered.extend(part.unanswered);
-        report.slowest = report.slowest.max(part.slowest);
-    }
+    let reports = loads.into_iter().map(Load::stop).inspect(|report| println!("{report}"));
+    let report = reports.fold(LoadReport::default(), LoadReport::and);
     let history = recorder.finish(report);
     history.check(&Expectations { failed_calls: FailedCalls::None, ..Expectations::default() });
     println!(
