@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bearerd_model::{ConnectionId, DeathCause, UnixTime};
 use bearerd_policy::{
-    ConnectionFacts, Decision, DenyReason, KeyRefusal, Method, PresentedKey, SharedSnapshot, Snapshot, Sole,
+    Call, ConnectionFacts, Decision, DenyReason, KeyRefusal, Method, PresentedKey, SharedSnapshot, Snapshot,
+    Sole,
 };
 use bearerd_tokens::{AccessTokens, ConnectionView, LendError, LentToken, Standing};
 use http::HeaderMap;
@@ -78,8 +79,15 @@ pub(crate) fn step(
         KeyRefusal::Invalid => Fault::new(Code::CallerKeyInvalid),
         KeyRefusal::Expired => Fault::new(Code::CallerKeyExpired),
     })?;
-    let table = match asked.target {
-        Target::Table { table, .. } => table,
+    let call = match asked.target {
+        Target::Table { table, sys_id } => Call {
+            family: "table",
+            table: Some(table),
+            item: sys_id.is_some(),
+            method: asked.method,
+            source: None,
+            now,
+        },
         Target::Closed { family } => {
             let detail = format!("No rule opens the family {family}; only table is open.");
             return Err(Fault::new(Code::PolicyDenied).detail(detail));
@@ -100,9 +108,13 @@ pub(crate) fn step(
     }
     let loaded = known.view.as_ref().filter(|view| view.id == id).cloned();
     let Some(view) = loaded.or_else(|| tokens.peek(&id)) else { return Ok(Step::Load(id)) };
-    match key.decide(ConnectionFacts { id: &view.id, labels: &view.labels }, table, asked.method) {
-        Decision::Allow { .. } => key.mark_used(now),
-        Decision::Deny(DenyReason::NoPolicy | DenyReason::Connection) => return Err(unknown()),
+    let facts = ConnectionFacts { id: &view.id, labels: &view.labels, instance: &view.upstream.instance };
+    match key.decide(facts, &call) {
+        Decision::Allow(opened) if opened.records.is_none() => key.mark_used(now),
+        Decision::Allow(_) => {
+            return Err(Fault::new(Code::PolicyDenied).detail("Record rules are not applied at this door."));
+        }
+        Decision::Deny(reason) if reason.hides_connection() => return Err(unknown()),
         Decision::Deny(reason) => return Err(denied(&reason)),
     }
     match &view.standing {

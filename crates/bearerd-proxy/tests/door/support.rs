@@ -188,11 +188,11 @@ pub(crate) struct Door {
 }
 
 pub(crate) fn rule(connections: ConnectionSelector, tables: &[&str], methods: &[&str]) -> Rule {
-    Rule {
+    Rule::new(
         connections,
-        tables: TableSet::Named(tables.iter().map(|name| (*name).to_owned()).collect()),
-        methods: MethodSet(methods.iter().map(|name| (*name).to_owned()).collect()),
-    }
+        TableSet::Named(tables.iter().map(|name| (*name).to_owned()).collect()),
+        MethodSet(methods.iter().map(|name| (*name).to_owned()).collect()),
+    )
 }
 
 pub(crate) fn ids(names: &[&str]) -> ConnectionSelector {
@@ -220,7 +220,15 @@ pub(crate) fn snapshot(key: &ApiKey, rules: Vec<Rule>, default_connection: Optio
         created_at: now,
         last_used_at: None,
     };
-    let policy = Policy { id: policy, description: String::new(), rules, created_at: now, updated_at: now };
+    let policy = Policy {
+        id: policy,
+        description: String::new(),
+        rules,
+        rate: None,
+        concurrency_max: None,
+        created_at: now,
+        updated_at: now,
+    };
     Snapshot::compile([record], [policy], hash)
 }
 
