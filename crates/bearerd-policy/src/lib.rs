@@ -8,6 +8,7 @@
 mod compiled;
 mod key;
 mod method;
+mod record_rule;
 mod shared;
 mod snapshot;
 mod validate;
@@ -15,6 +16,7 @@ mod validate;
 pub use compiled::{CompiledKey, ConnectionFacts, Decision, DenyReason, Sole};
 pub use key::{ApiKey, KeyFault, KeyKind, PresentedKey};
 pub use method::{Method, Methods};
+pub use record_rule::{EncodedQueryFault, Excerpt, QueryRefused, RecordRule, RecordRuleFault};
 pub use shared::{SharedSnapshot, SnapshotReader};
 pub use snapshot::{KeyRefusal, Snapshot};
 pub use validate::{PolicyFault, is_table_name, validate_policy};
