@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use bearerd_audit::SinkKind;
 use bearerd_model::InstanceOrigin;
 use bearerd_net::{Connector, EgressSettings, FetchLimits, Fetched, fetch};
 use bytes::Bytes;
@@ -106,6 +107,7 @@ async fn run_demo(args: DemoArgs) -> Result<()> {
     let mut settings = Settings::read_file(&made.settings)?;
     "warn".clone_into(&mut settings.process.log);
     settings.process.drain_s = 2;
+    settings.access.sink = SinkKind::None; // standard output tells the story
     logging::start(&settings.process)?;
     hardening::apply();
     let bound = bind_near_defaults(&mut settings)?;
