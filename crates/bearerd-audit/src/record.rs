@@ -20,7 +20,8 @@ pub struct AccessRecord {
     pub policy: Text<63>,
     /// Index in the policy of the rule that opened the call.
     pub rule: Option<u16>,
-    pub family: &'static str,
+    /// As policies name it.
+    pub family: Text<83>,
     pub table: Text<80>,
     pub method: Text<16>,
     /// Zero: the caller left before there was an answer.
@@ -71,4 +72,4 @@ impl HttpVersion {
 }
 
 /// What a batch and the queue take up is a multiple of this.
-const _: () = assert!(size_of::<AccessRecord>() <= 640);
+const _: () = assert!(size_of::<AccessRecord>() <= 704);

@@ -109,6 +109,11 @@ impl CompiledKey {
         })
     }
 
+    /// When the key ends, whichever of its secrets is used.
+    pub fn ends_at(&self) -> Option<UnixTime> {
+        self.expires_at
+    }
+
     pub fn has_rules(&self) -> bool {
         self.rules().next().is_some()
     }

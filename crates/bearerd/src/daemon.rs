@@ -148,8 +148,15 @@ impl Daemon {
         registry.register(Box::new(access.metrics()))?;
         let metrics = ProxyMetrics::default();
         registry.register(Box::new(metrics.clone()))?;
-        let proxy =
-            ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
+        let proxy = ProxyDoor::start(
+            &settings.proxy,
+            bound.proxy,
+            control.snapshot(),
+            lender,
+            clock,
+            &metrics,
+            &access,
+        )?;
         tokens.begin(); // not before everything that may end the start again
         Ok(Self {
             addresses,

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bearerd_audit::{AccessLog, AccessSettings, SinkKind};
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     CallerKey, Clock, ConnectionId, ConnectionSelector, FakeClock, Generation, InstanceOrigin, IntegrationId,
@@ -187,6 +188,10 @@ pub(crate) struct Door {
     pub(crate) metrics: ProxyMetrics,
 }
 
+pub(crate) fn no_records() -> AccessLog {
+    AccessLog::start(&AccessSettings { sink: SinkKind::None, ..AccessSettings::default() }).unwrap()
+}
+
 pub(crate) fn rule(connections: ConnectionSelector, tables: &[&str], methods: &[&str]) -> Rule {
     Rule::new(
         connections,
@@ -267,6 +272,7 @@ impl Door {
             Arc::clone(&tokens) as _,
             Arc::clone(&clock) as _,
             &metrics,
+            &no_records(),
         );
         Self { running: Some(running.unwrap()), address, key, tokens, clock, shared, metrics }
     }
