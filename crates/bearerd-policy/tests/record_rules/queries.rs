@@ -108,20 +108,23 @@ fn spelling() -> impl Strategy<Value = Spelling> {
 impl Spelling {
     fn write(self, text: &str) -> String {
         match self {
-            Self::Usual => escape(text, |byte| byte.is_ascii_alphanumeric() || b"-._~=".contains(&byte)),
+            Self::Usual => {
+                escape(text.as_bytes(), |byte| byte.is_ascii_alphanumeric() || b"-._~=".contains(&byte))
+            }
             Self::Form => Self::Usual.write(text).replace("%20", "+"),
-            Self::Everything => escape(text, |_| false),
+            Self::Everything => escape(text.as_bytes(), |_| false),
             Self::Nothing => text.to_owned(),
             Self::Twice => Self::Usual.write(&Self::Usual.write(text)),
         }
     }
 }
 
-fn escape(text: &str, is_plain: impl Fn(u8) -> bool) -> String {
+/// Percent-encodes every byte but the plain ones.
+pub(crate) fn escape(bytes: &[u8], is_plain: impl Fn(u8) -> bool) -> String {
     let mut escaped = String::new();
-    for byte in text.bytes() {
-        if is_plain(byte) {
-            escaped.push(char::from(byte));
+    for byte in bytes {
+        if is_plain(*byte) {
+            escaped.push(char::from(*byte));
         } else {
             write!(escaped, "%{byte:02x}").unwrap();
         }
