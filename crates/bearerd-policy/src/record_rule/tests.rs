@@ -72,6 +72,36 @@ fn the_rule_stands_first_in_every_set() {
     check_query(&alternatives, "c=3^NQd=4", "a=1^ORb=2^c=3^NQa=1^ORb=2^d=4");
 }
 
+/// As `docs/record-rules.md` shows them.
+#[test]
+fn the_documented_examples_hold() {
+    let rule = rule("active=true^category=network", "number,priority,state");
+    let rewritten = rule.rewrite(None).unwrap();
+    let parameters = Parameters::parse(&rewritten).unwrap();
+    assert_eq!(parameters.get(Parameter::Fields), Some("number,priority,state"));
+    assert_eq!(parameters.get(Parameter::Limit), Some("100"));
+    for (given, expected) in [
+        ("", "active=true^category=network"),
+        ("priority=1^ORDERBYnumber", "active=true^category=network^priority=1^ORDERBYnumber"),
+        (
+            "priority=1^NQstate=2",
+            "active=true^category=network^priority=1^NQactive=true^category=network^state=2",
+        ),
+        ("priority=1^ORstate=2", "active=true^category=network^category=network^priority=1^ORstate=2"),
+    ] {
+        check_query(&rule, given, expected);
+    }
+    for refused in [
+        "sysparm_query=category=software",
+        "sysparm_query=priority=1^NQORDERBYnumber",
+        "sysparm_limit=101",
+        "sysparm_view=ess",
+        "active=false",
+    ] {
+        assert!(rule.rewrite(Some(refused)).is_err(), "{refused}");
+    }
+}
+
 /// An instance that drops `state=1` as invalid, and only then attaches `^ORnumber=x`, spoils the copy.
 #[test]
 fn a_copy_of_the_rule_stands_between_it_and_alternatives() {
@@ -283,13 +313,13 @@ fn a_query_has_bounds() {
     let terms = |count: usize| vec!["a=1"; count].join("^");
     assert!(open_rule().rewrite(Some(&format!("sysparm_query={}", terms(100)))).is_ok());
     check_query_fault(&terms(101), "it holds more than 100 terms");
-    assert!(open_rule().rewrite(Some(&format!("sysparm_query={}", vec!["a=1"; 10].join("^NQ")))).is_ok());
-    check_query_fault(&vec!["a=1"; 11].join("^NQ"), "it holds more than 10 sets (^NQ)");
+    assert!(open_rule().rewrite(Some(&format!("sysparm_query={}", ["a=1"; 10].join("^NQ")))).is_ok());
+    check_query_fault(&["a=1"; 11].join("^NQ"), "it holds more than 10 sets (^NQ)");
     let longest = format!("sysparm_query=a={}", "x".repeat(8_192 - "sysparm_query=a=".len()));
     assert!(open_rule().rewrite(Some(&longest)).is_ok());
     check_refused(&open_rule(), &format!("{longest}x"), "the query is longer than 8192 bytes");
     let long_rule = rule(&format!("a={}", "/".repeat(1_000)), "");
-    let sets = format!("sysparm_query={}", vec!["a=1^ORb=1"; 10].join("^NQ"));
+    let sets = format!("sysparm_query={}", ["a=1^ORb=1"; 10].join("^NQ"));
     check_refused(&long_rule, &sets, "the query is too long together with what the record rule adds to it");
 }
 
