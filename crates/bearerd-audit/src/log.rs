@@ -63,21 +63,25 @@ impl AccessLog {
             SinkKind::None => Ok(Self { running: None, metrics: AccessMetrics::default() }),
             SinkKind::Stdout => {
                 let sink = Stream::stdout().map_err(AccessError::Stdout)?;
-                Self::start_with(settings, Box::new(sink))
+                Self::start_with(settings, Box::new(sink), RETRY_PAUSE)
             }
             SinkKind::File => {
                 let path = &settings.path;
                 let sink = RollingFile::open(path, settings.file_bytes_max, settings.files_max)
                     .map_err(|error| AccessError::of_io(path, error))?;
-                Self::start_with(settings, Box::new(sink))
+                Self::start_with(settings, Box::new(sink), RETRY_PAUSE)
             }
         }
     }
 
-    pub(crate) fn start_with(settings: &AccessSettings, sink: Box<dyn Sink>) -> Result<Self, AccessError> {
+    fn start_with(
+        settings: &AccessSettings,
+        sink: Box<dyn Sink>,
+        retry_pause: Duration,
+    ) -> Result<Self, AccessError> {
         let metrics = AccessMetrics::default();
         let queue = Arc::new(Queue::new(settings.queue_records, settings.on_stall, metrics.clone()));
-        let scribe = Scribe::new(Arc::clone(&queue), sink);
+        let scribe = Scribe::new(Arc::clone(&queue), sink, retry_pause);
         let (ending, ended) = oneshot::channel();
         let run = move || {
             let _ending = ending; // dropped however this ends
@@ -144,3 +148,9 @@ impl AccessError {
 
 /// For the thread to notice that its time is over.
 const GIVING_UP: Duration = Duration::from_millis(100);
+/// Between attempts at a sink that fails, such as a full disk: somebody has to do something first.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

@@ -340,3 +340,126 @@ fn new_batch() -> Batch {
 pub(crate) const BATCH_RECORDS: usize = 128;
 /// The scribe is woken for this many, or by a worker's tick: some five hundred kilobytes of lines.
 const WAKE_RECORDS: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn queue(on_stall: OnStall) -> Arc<Queue> {
+        Arc::new(Queue::new(8 * BATCH_RECORDS, on_stall, AccessMetrics::default()))
+    }
+
+    fn writer(queue: &Arc<Queue>) -> AccessWriter {
+        AccessWriter::new(Some(Arc::clone(queue)))
+    }
+
+    fn give(writer: &mut AccessWriter, records: usize) {
+        for _ in 0..records {
+            writer.record(AccessRecord::default());
+        }
+    }
+
+    /// Takes what waits, as the scribe does; says how many records it was.
+    fn write(queue: &Queue) -> usize {
+        let mut taken = VecDeque::new();
+        queue.take(&mut taken).unwrap();
+        let records = taken.iter().map(Vec::len).sum();
+        taken.iter_mut().for_each(Vec::clear);
+        queue.settle(records, &mut taken.into()).unwrap();
+        records
+    }
+
+    fn queued(queue: &Queue) -> usize {
+        queue.lock().queued
+    }
+
+    #[test]
+    fn batches_go_round_without_an_allocation() {
+        let queue = queue(OnStall::DropAndCount);
+        let mut writer = writer(&queue);
+        let mut places = BTreeSet::new();
+        for _ in 0..100 {
+            places.insert(writer.batch.as_ptr() as usize);
+            give(&mut writer, BATCH_RECORDS);
+            assert_eq!((writer.batch.len(), writer.batch.capacity()), (0, BATCH_RECORDS));
+            assert_eq!(write(&queue), BATCH_RECORDS);
+        }
+        assert_eq!(places.len(), 2, "one is filled while the other is written");
+    }
+
+    /// The bound is exact: what does not fit is dropped and counted, batch by batch; what is less than a batch is kept
+    /// for as long as the worker lives.
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let queue = queue(OnStall::DropAndCount);
+        let mut writer = writer(&queue);
+        give(&mut writer, 8 * BATCH_RECORDS);
+        assert_eq!((queued(&queue), queue.metrics.dropped()), (8 * BATCH_RECORDS, 0));
+        give(&mut writer, BATCH_RECORDS + 5);
+        writer.flush();
+        assert!(!writer.is_stalled());
+        assert_eq!((queued(&queue), queue.metrics.dropped()), (8 * BATCH_RECORDS, BATCH_RECORDS as u64));
+        assert_eq!(write(&queue), 8 * BATCH_RECORDS);
+        writer.flush();
+        assert_eq!((queued(&queue), write(&queue)), (5, 5));
+        give(&mut writer, 8 * BATCH_RECORDS + 3);
+        drop(writer);
+        assert_eq!(queue.metrics.dropped(), BATCH_RECORDS as u64 + 3);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_blocks_and_keeps_all() {
+        let queue = queue(OnStall::Block);
+        let mut writer = writer(&queue);
+        give(&mut writer, 7 * BATCH_RECORDS);
+        assert!(!writer.is_stalled());
+        writer.room().await;
+        give(&mut writer, BATCH_RECORDS);
+        assert!(writer.is_stalled());
+        // Calls that were under way end.
+        give(&mut writer, 3 * BATCH_RECORDS + 1);
+        writer.flush();
+        assert_eq!((queued(&queue), writer.batch.len()), (8 * BATCH_RECORDS, 3 * BATCH_RECORDS + 1));
+        assert_eq!((queue.metrics.dropped(), queue.metrics.blocked()), (0, 1));
+        let waiting = [tokio::spawn(writer.room()), tokio::spawn(writer.room())];
+        tokio::task::yield_now().await;
+        assert!(waiting.iter().all(|call| !call.is_finished()));
+        assert_eq!(write(&queue), 8 * BATCH_RECORDS);
+        for call in waiting {
+            call.await.unwrap();
+        }
+        writer.flush();
+        assert_eq!(write(&queue), 3 * BATCH_RECORDS + 1);
+        assert!(queue.lock().spare.iter().all(|batch| batch.capacity() <= 2 * BATCH_RECORDS));
+    }
+
+    /// A worker that ends while the sink is stalled leaves its records behind, not out.
+    #[test]
+    fn a_blocked_worker_that_ends_hands_over_beyond_the_bound() {
+        let queue = queue(OnStall::Block);
+        let mut writer = writer(&queue);
+        give(&mut writer, 9 * BATCH_RECORDS);
+        drop(writer);
+        assert_eq!((queued(&queue), queue.metrics.dropped()), (9 * BATCH_RECORDS, 0));
+    }
+
+    #[test]
+    fn after_the_end_records_are_dropped_and_counted_once() {
+        let queue = queue(OnStall::Block);
+        let mut writer = writer(&queue);
+        give(&mut writer, 8 * BATCH_RECORDS);
+        let mut taken = VecDeque::new();
+        queue.take(&mut taken).unwrap();
+        queue.close(Instant::now());
+        assert_eq!(queue.pause(Duration::from_mins(1)), Err(Ended));
+        queue.end();
+        queue.end();
+        assert_eq!(queue.settle(8 * BATCH_RECORDS, &mut Vec::new()), Err(Ended));
+        assert!(!writer.is_stalled(), "nobody waits for a log that has ended");
+        give(&mut writer, 7);
+        drop(writer);
+        assert_eq!((queue.metrics.written(), queue.metrics.dropped()), (0, 8 * BATCH_RECORDS as u64 + 7));
+    }
+}

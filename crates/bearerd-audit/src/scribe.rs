@@ -23,6 +23,7 @@ pub(crate) struct Scribe {
     held: usize,
     /// Formatted; go back to the workers.
     empty: Vec<Batch>,
+    retry_pause: Duration,
     failing: bool,
     told: Told,
 }
@@ -34,7 +35,7 @@ struct Told {
 }
 
 impl Scribe {
-    pub(crate) fn new(queue: Arc<Queue>, sink: Box<dyn Sink>) -> Self {
+    pub(crate) fn new(queue: Arc<Queue>, sink: Box<dyn Sink>, retry_pause: Duration) -> Self {
         Self {
             queue,
             sink,
@@ -43,6 +44,7 @@ impl Scribe {
             done: 0,
             held: 0,
             empty: Vec::new(),
+            retry_pause,
             failing: false,
             told: Told { dropped: 0, at: Instant::now() },
         }
@@ -81,12 +83,12 @@ impl Scribe {
     /// Writes the buffer, however long that takes.
     fn put(&mut self) -> Result<(), Ended> {
         while let Err(error) = self.try_put() {
-            let pause =
-                if error.kind() == io::ErrorKind::WouldBlock { SLOW_READER_PAUSE } else { RETRY_PAUSE };
-            if pause == RETRY_PAUSE {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.queue.pause(SLOW_READER_PAUSE)?;
+            } else {
                 self.failed(&error);
+                self.queue.pause(self.retry_pause)?;
             }
-            self.queue.pause(pause)?;
         }
         if std::mem::take(&mut self.failing) {
             tracing::info!("access records are written to {} again", self.sink.name());
@@ -140,8 +142,6 @@ impl Scribe {
 
 /// A write of this size costs the system little more than its bytes; several fit into the cache.
 const WRITE_BYTES: usize = 64 * 1024;
-/// A full disk, a folder that is gone: somebody has to do something first.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Standard output that does not block, and whose reader is behind.
 const SLOW_READER_PAUSE: Duration = Duration::from_millis(10);
 /// A sink that is too slow is so for long.

@@ -41,7 +41,11 @@ impl Stream {
     /// It is closed, or the process has too many open files.
     pub(crate) fn stdout() -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self { file, name: "standard output" })
+        Ok(Self::of(file, "standard output"))
+    }
+
+    pub(crate) fn of(file: File, name: &'static str) -> Self {
+        Self { file, name }
     }
 }
 
