@@ -12,6 +12,8 @@ pub(crate) struct Attachment {
     pub(crate) record: Record,
     pub(crate) content_type: String,
     pub(crate) content: Bytes,
+    /// Too long to hold: it was counted and hashed, and cannot be downloaded.
+    pub(crate) is_unheld: bool,
 }
 
 #[derive(Debug, Default)]

@@ -1,32 +1,36 @@
-//! The listener: accepts connections, serves HTTP/1.1 and HTTP/2 on them, and cuts them when a fault says so.
+//! The listener: accepts connections, in clear text or TLS, serves HTTP/1.1 and HTTP/2 on them, and cuts them or takes
+//! them over when a fault says so.
 
-use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::SimBody;
-use crate::exchange;
+use crate::exchange::{self, Outcome};
+use crate::line::{Line, Socket, Tap, TlsFacts};
 use crate::settings::SimSettings;
 use crate::state::{Shared, SimState};
+use crate::tls;
 use crate::wire::{Seat, Wire};
 use crate::world::World;
 
 /// A running simulator. Dropping it stops it too, without waiting.
 pub struct Sim {
     address: SocketAddr,
+    origin: String,
     state: SimState,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -36,15 +40,17 @@ impl Sim {
     /// Listens and serves on the current tokio runtime.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the address cannot be listened on, or the certificate, its key or the clients' CA are none.
     pub async fn start(settings: SimSettings) -> io::Result<Self> {
+        let tls = settings.tls.as_ref().map(tls::acceptor).transpose()?;
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
-        let world = World::new(settings, format!("http://{address}"));
+        let origin = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+        let world = World::new(settings, origin.clone());
         let state = SimState { shared: Arc::new(Shared::new(world)) };
-        let sim = Self { address, state, stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let sim = Self { address, origin, state, stop: CancellationToken::new(), tasks: TaskTracker::new() };
         let acceptor =
-            Acceptor { state: sim.state.clone(), stop: sim.stop.clone(), tasks: sim.tasks.clone() };
+            Acceptor { state: sim.state.clone(), tls, stop: sim.stop.clone(), tasks: sim.tasks.clone() };
         let stopped = sim.stop.clone().cancelled_owned();
         sim.tasks.spawn(async move {
             tokio::select! {
@@ -55,9 +61,9 @@ impl Sim {
         Ok(sim)
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://…`.
     pub fn origin(&self) -> String {
-        format!("http://{}", self.address)
+        self.origin.clone()
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -86,6 +92,7 @@ impl Drop for Sim {
 #[derive(Clone)]
 struct Acceptor {
     state: SimState,
+    tls: Option<TlsAcceptor>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -103,20 +110,29 @@ impl Acceptor {
                     continue;
                 }
             };
-            self.state.shared.world().counters.connections += 1;
+            let number = self.state.shared.world().accept_connection();
             let acceptor = self.clone();
             self.tasks.spawn(async move {
-                acceptor.serve(stream).await;
+                acceptor.serve(stream, number).await;
                 drop(place);
             });
         }
     }
 
-    async fn serve(&self, stream: TcpStream) {
+    async fn serve(&self, stream: TcpStream, number: u64) {
         let _ = stream.set_nodelay(true); // only a matter of speed
         let cut = self.stop.child_token();
-        let (acceptor, cut_by_fault) = (self.clone(), cut.clone());
-        let service = service_fn(move |request| acceptor.clone().answer(request, cut_by_fault.clone()));
+        let opened = tokio::select! {
+            () = cut.cancelled() => return,
+            opened = self.open(stream) => opened,
+        };
+        let Some((socket, facts)) = opened else { return };
+        let line = Line::new(number, facts, &self.state.shared);
+        let tap = Tap::new(socket, Arc::clone(&line));
+        let (acceptor, cut_by_fault, of_line) = (self.clone(), cut.clone(), Arc::clone(&line));
+        let service = service_fn(move |request| {
+            acceptor.clone().answer(request, Arc::clone(&of_line), cut_by_fault.clone())
+        });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -124,7 +140,7 @@ impl Acceptor {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX);
         builder.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES_MAX_H2);
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = builder.serve_connection(TokioIo::new(tap.clone()), service);
         tokio::select! {
             () = cut.cancelled() => {}
             result = connection => {
@@ -133,27 +149,68 @@ impl Acceptor {
                 }
             }
         }
+        if let Some(raw) = line.raw_answer() {
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                _ = tap.answer_raw(raw) => {} // its client may have left
+            }
+        }
+    }
+
+    /// The socket to speak HTTP on; `None` if the TLS handshake failed.
+    async fn open(&self, stream: TcpStream) -> Option<(Box<dyn Socket>, TlsFacts)> {
+        let Some(tls) = &self.tls else { return Some((Box::new(stream), TlsFacts::default())) };
+        let handshake = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await;
+        let mut world = self.state.shared.world();
+        let opened = if let Ok(Ok(stream)) = handshake {
+            world.counters.tls_handshakes += 1;
+            world.counters.tls_resumptions += u64::from(tls::is_resumed(&stream));
+            let facts = tls::facts(&stream);
+            Some((Box::new(stream) as Box<dyn Socket>, facts))
+        } else {
+            world.counters.tls_failures += 1;
+            None
+        };
+        drop(world);
+        self.state.shared.note_change();
+        opened
     }
 
     /// The request runs in a task of its own: as on the real instance, it takes effect even if its client leaves.
     async fn answer(
         self,
         request: Request<Incoming>,
+        line: Arc<Line>,
         cut: CancellationToken,
-    ) -> Result<Response<SimBody>, Infallible> {
+    ) -> Result<Response<SimBody>, io::Error> {
         let (state, stop) = (self.state, self.stop);
-        let wire = Wire::new(&state.shared);
+        let arrival = line.arrival();
+        let is_http2 = request.version() == Version::HTTP_2;
+        let is_head = request.method() == Method::HEAD;
+        state.shared.world().counters.http2_requests += u64::from(is_http2);
+        let wire = Wire::new(&state.shared, &line);
         let seat = Seat::at(&wire);
         let exchange = self.tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => None,
-                response = exchange::answer(state, request, wire) => response,
+                () = stop.cancelled() => Outcome::Cut,
+                outcome = exchange::answer(state, request, arrival, wire) => outcome,
             }
         });
-        if let Ok(Some(response)) = exchange.await {
-            return Ok(response.map(|body| body.seated(seat)));
+        match exchange.await.unwrap_or(Outcome::Cut) {
+            Outcome::Answer(response) if is_head => {
+                seat.leave(true); // the body will not be sent
+                return Ok(*response);
+            }
+            Outcome::Answer(response) => return Ok(response.map(|body| body.seated(seat))),
+            Outcome::Raw(raw) => {
+                seat.leave(true);
+                line.take_over(raw);
+            }
+            Outcome::Cut => seat.leave(false),
         }
-        drop(seat);
+        if is_http2 {
+            return Err(io::Error::other("cut by a fault")); // resets the stream alone
+        }
         cut.cancel();
         pending().await
     }

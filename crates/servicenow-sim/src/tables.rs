@@ -15,6 +15,8 @@ pub enum FieldKind {
     DateTime,
     /// A `sys_id` in this table.
     Reference(String),
+    /// The `name` of a record in this table: how the dictionary refers. Shown with a link, not walked.
+    NameIn(String),
     /// A stored value with a label each.
     Choice(Vec<(String, String)>),
 }
@@ -250,7 +252,11 @@ impl Database {
             FieldKind::Choice(choices) => {
                 choices.iter().find(|(stored, _)| stored == value).map_or(value, |(_, label)| label)
             }
-            FieldKind::String | FieldKind::Integer | FieldKind::Boolean | FieldKind::DateTime => value,
+            FieldKind::String
+            | FieldKind::Integer
+            | FieldKind::Boolean
+            | FieldKind::DateTime
+            | FieldKind::NameIn(_) => value,
         }
     }
 
