@@ -91,6 +91,12 @@ pub struct Behaviour {
     pub node_queue: u32,
     /// Rate rule: requests per hour and user on `/api`; 0 = no rule.
     pub rate_limit_per_hour: u32,
+    /// After so many requests a connection is ended gracefully: `Connection: close`, on HTTP/2 GOAWAY; 0 = never.
+    pub connection_requests_max: u64,
+    /// An HTTP/1.1 connection that waits this long for a request is closed, milliseconds; as when it was accepted.
+    pub connection_idle_ms: u64,
+    /// Streams at a time that an HTTP/2 connection allows; as when it was accepted.
+    pub http2_streams_max: u32,
     /// Every request to an OAuth or API route takes at least this long, milliseconds.
     pub latency_ms: u64,
 
@@ -149,6 +155,9 @@ impl Default for Behaviour {
             node_concurrency: 0,
             node_queue: 50,
             rate_limit_per_hour: 0,
+            connection_requests_max: 0,
+            connection_idle_ms: 30_000,
+            http2_streams_max: 200,
             latency_ms: 0,
             asleep: false,
             echo_marker: false,

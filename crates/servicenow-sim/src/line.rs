@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::{Request, Version};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::state::Shared;
-use crate::strict::{RawHead, Seen, StrictReader};
+use crate::strict::{self, RawHead, Seen, StrictReader};
 
 /// A TCP or TLS socket.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -41,7 +42,9 @@ pub(crate) struct Arrival {
     /// Counts up from 1 on each connection.
     pub(crate) number: u64,
     /// `None` on HTTP/2.
-    pub(crate) head: Option<RawHead>,
+    pub(crate) raw_head: Option<Bytes>,
+    /// What a strict reader finds wrong with the head.
+    pub(crate) findings: Vec<&'static str>,
     pub(crate) tls: TlsFacts,
 }
 
@@ -70,12 +73,20 @@ impl Line {
     }
 
     /// The next request is answered now.
-    pub(crate) fn arrival(&self) -> Arrival {
+    pub(crate) fn arrival<B>(&self, request: &Request<B>) -> Arrival {
         let mut state = self.state();
         state.requests += 1;
         state.in_service += 1;
         let (number, head) = (state.requests, state.heads.pop_front());
-        Arrival { connection: self.number, number, head, tls: self.tls.clone() }
+        drop(state);
+        let (raw_head, findings) = if request.version() == Version::HTTP_2 {
+            let findings = strict::judge_http2(request);
+            self.count_malformed(&findings, &[]);
+            (None, findings)
+        } else {
+            head.map(|head| (Some(head.bytes), head.findings)).unwrap_or_default()
+        };
+        Arrival { connection: self.number, number, raw_head, findings, tls: self.tls.clone() }
     }
 
     pub(crate) fn answered(&self) {
@@ -117,15 +128,22 @@ impl Line {
             }
         }
         drop(state);
-        if pipelined == 0 && malformed.is_empty() {
+        if pipelined > 0 {
+            self.shared.world().counters.pipelined_requests += pipelined;
+            self.shared.note_change();
+        }
+        for (findings, head) in malformed {
+            self.count_malformed(&findings, &head);
+        }
+    }
+
+    fn count_malformed(&self, findings: &[&'static str], head: &[u8]) {
+        if findings.is_empty() {
             return;
         }
         let mut world = self.shared.world();
-        world.counters.pipelined_requests += pipelined;
-        for (findings, head) in malformed {
-            world.counters.malformed_requests += 1;
-            world.malformed.push(self.number, findings, &head);
-        }
+        world.counters.malformed_requests += 1;
+        world.malformed.push(self.number, findings.to_vec(), head);
         drop(world);
         self.shared.note_change();
     }

@@ -4,6 +4,7 @@
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,26 +130,7 @@ impl Acceptor {
         let Some((socket, facts)) = opened else { return };
         let line = Line::new(number, facts, &self.state.shared);
         let tap = Tap::new(socket, Arc::clone(&line));
-        let (acceptor, cut_by_fault, of_line) = (self.clone(), cut.clone(), Arc::clone(&line));
-        let service = service_fn(move |request| {
-            acceptor.clone().answer(request, Arc::clone(&of_line), cut_by_fault.clone())
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_BYTES_MAX);
-        builder.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES_MAX_H2);
-        let connection = builder.serve_connection(TokioIo::new(tap.clone()), service);
-        tokio::select! {
-            () = cut.cancelled() => {}
-            result = connection => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "a connection ended early: {error}");
-                }
-            }
-        }
+        self.speak(tap.clone(), &line, &cut).await;
         if let Some(raw) = line.raw_answer() {
             tokio::select! {
                 () = self.stop.cancelled() => {}
@@ -157,10 +139,45 @@ impl Acceptor {
         }
     }
 
+    /// Speaks HTTP until the connection ends, or is cut.
+    async fn speak(&self, tap: Tap, line: &Arc<Line>, cut: &CancellationToken) {
+        let last = CancellationToken::new();
+        let service =
+            service_fn(|request| self.clone().answer(request, Arc::clone(line), cut.clone(), last.clone()));
+        let (idle, streams_max) = {
+            let world = self.state.shared.world();
+            (Duration::from_millis(world.behaviour.connection_idle_ms), world.behaviour.http2_streams_max)
+        };
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(HEAD_BYTES_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(streams_max)
+            .max_header_list_size(HEAD_BYTES_MAX_H2);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(tap), service));
+        let mut is_last = false;
+        loop {
+            tokio::select! {
+                () = cut.cancelled() => return,
+                () = last.cancelled(), if !is_last => {
+                    is_last = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "a connection ended early: {error}");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
     /// The socket to speak HTTP on; `None` if the TLS handshake failed.
     async fn open(&self, stream: TcpStream) -> Option<(Box<dyn Socket>, TlsFacts)> {
         let Some(tls) = &self.tls else { return Some((Box::new(stream), TlsFacts::default())) };
-        let handshake = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await;
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
         let mut world = self.state.shared.world();
         let opened = if let Ok(Ok(stream)) = handshake {
             world.counters.tls_handshakes += 1;
@@ -182,9 +199,14 @@ impl Acceptor {
         request: Request<Incoming>,
         line: Arc<Line>,
         cut: CancellationToken,
+        last: CancellationToken,
     ) -> Result<Response<SimBody>, io::Error> {
         let (state, stop) = (self.state, self.stop);
-        let arrival = line.arrival();
+        let arrival = line.arrival(&request);
+        let requests_max = state.shared.world().behaviour.connection_requests_max;
+        if requests_max > 0 && arrival.number >= requests_max {
+            last.cancel();
+        }
         let is_http2 = request.version() == Version::HTTP_2;
         let is_head = request.method() == Method::HEAD;
         state.shared.world().counters.http2_requests += u64::from(is_http2);
@@ -219,8 +241,8 @@ impl Acceptor {
 /// Connections at a time; further ones wait in the listen queue.
 const CONNECTIONS_MAX: usize = 4_096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A client that does not finish its request's head is cut.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that does not finish its TLS handshake is cut.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// ServiceNow takes long URLs: an encoded query of 50 KB is no exception.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 const HEAD_BYTES_MAX_H2: u32 = 256 * 1024;

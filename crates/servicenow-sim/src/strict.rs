@@ -7,6 +7,10 @@
 use std::mem;
 
 use bytes::Bytes;
+use http::Request;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 
 /// The head of one request, as it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -200,6 +204,30 @@ fn judge(head: &[u8]) -> (Vec<&'static str>, Framing) {
     (findings, framing)
 }
 
+/// What is wrong with the head of an HTTP/2 request (RFC 9113 §8.2, §8.3) that the server let pass.
+pub(crate) fn judge_http2<B>(request: &Request<B>) -> Vec<&'static str> {
+    let mut findings = Vec::new();
+    let hosts: Vec<&[u8]> = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes).collect();
+    match (request.uri().authority(), hosts.as_slice()) {
+        (Some(_), []) => {}
+        (Some(authority), [host]) if authority.as_str().as_bytes() == *host => {}
+        (None, [host]) if is_host(host) => {}
+        (None, []) => findings.push("neither :authority nor Host"),
+        _ => findings.push("Host and :authority differ"),
+    }
+    let of_connections = [&CONNECTION, &TRANSFER_ENCODING, &UPGRADE, &PROXY_CONNECTION, &KEEP_ALIVE];
+    if of_connections.iter().any(|name| request.headers().contains_key(*name)) {
+        findings.push("a header of HTTP/1.1 connections");
+    }
+    if request.headers().get(TE).is_some_and(|value| value != "trailers") {
+        findings.push("TE is not trailers");
+    }
+    if request.headers().get_all(CONTENT_LENGTH).iter().count() > 1 {
+        findings.push("more than one Content-Length");
+    }
+    findings
+}
+
 fn framing(lengths: &[&[u8]], codings: &[&[u8]], findings: &mut Vec<&'static str>) -> Framing {
     match (lengths, codings) {
         ([], []) => Framing::Counted(0),
@@ -292,6 +320,8 @@ fn split_crlf(text: &[u8]) -> Vec<&[u8]> {
     lines
 }
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// More than the server reads.
 const HEAD_BYTES_MAX: usize = 1024 * 1024;
@@ -393,6 +423,31 @@ mod tests {
         let (reader, seen) = read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
         assert_eq!((seen, reader.state), (vec![], State::Blind));
         assert_eq!(judged(&format!("{GET}PRI * HTTP/2.0\r\n\r\n")).1.len(), 2, "only at the start");
+    }
+
+    #[test]
+    fn http_2_heads_are_judged() {
+        for (uri, headers, finding) in [
+            ("http://a/b", vec![], None),
+            ("http://a/b", vec![("host", "a"), ("te", "trailers")], None),
+            ("/b", vec![("host", "a")], None),
+            ("/b", vec![], Some("neither :authority nor Host")),
+            ("http://a/b", vec![("host", "c")], Some("Host and :authority differ")),
+            ("http://a/b", vec![("host", "a"), ("host", "a")], Some("Host and :authority differ")),
+            ("http://a/b", vec![("transfer-encoding", "chunked")], Some("a header of HTTP/1.1 connections")),
+            ("http://a/b", vec![("te", "gzip")], Some("TE is not trailers")),
+            (
+                "http://a/b",
+                vec![("content-length", "1"), ("content-length", "1")],
+                Some("more than one Content-Length"),
+            ),
+        ] {
+            let request = Request::builder().uri(uri);
+            let request =
+                headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            let found = judge_http2(&request.body(()).unwrap());
+            assert_eq!(found.first().copied(), finding, "{uri} {headers:?}");
+        }
     }
 
     proptest! {

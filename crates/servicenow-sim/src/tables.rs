@@ -276,7 +276,7 @@ fn weight(record: &Record) -> usize {
 /// References followed by one path.
 const DOT_WALKS_MAX: usize = 3;
 /// Records in one table; past it inserts are refused.
-const ROWS_MAX: usize = 100_000;
+const ROWS_MAX: usize = 1_000_000;
 /// Names and values of all records together; past it writes are refused.
 const VALUE_BYTES_MAX: usize = 256 * 1024 * 1024;
 

@@ -207,6 +207,19 @@ async fn on_http_2_a_fault_costs_its_stream_only() {
 }
 
 #[tokio::test]
+async fn http_2_ends_by_goaway() {
+    let sim = sim_with(json!({"connection_requests_max": 2, "http2_streams_max": 1})).await;
+    let mut sender = http2_over(TcpStream::connect(sim.local_addr()).await.unwrap()).await;
+    let header = access_token(&mut sender, &sim).await;
+    assert_eq!(call(&mut sender, &sim, INCIDENTS, &header).await.unwrap().status(), StatusCode::OK);
+    while sender.ready().await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert!(call(&mut sender, &sim, INCIDENTS, &header).await.is_err());
+    assert_eq!(sim.state().counters().requests_to("table"), 1);
+}
+
+#[tokio::test]
 async fn wrong_pem_is_refused_at_start() {
     let tls = SimTls::new("no pem".to_owned(), "no key".to_owned());
     assert!(Sim::start(SimSettings { tls: Some(tls), ..SimSettings::default() }).await.is_err());

@@ -300,3 +300,41 @@ async fn marked_answers_say_whose_they_are() {
     assert_eq!(filled.json()["result"]["user"], "svc.integration");
     assert_eq!(get(&sim, INCIDENTS, &[("X-Sim-Marker", "m")]).await.header("x-sim-user"), Some(""));
 }
+
+#[tokio::test]
+async fn connections_end_gracefully_and_when_idle() {
+    let sim = sim_with(json!({"connection_requests_max": 2})).await;
+    let mut stream = connect(&sim).await;
+    for is_last in [false, true] {
+        stream.write_all(request("/a", "").as_bytes()).await.unwrap();
+        let text = read_until(&mut stream, "0\r\n\r\n").await.to_ascii_lowercase();
+        assert_eq!(text.contains("connection: close\r\n"), is_last, "{text}");
+    }
+    assert_eq!(read_all(&mut stream).await, b"", "closed");
+    control(&sim, "PUT", "behaviour", &json!({"connection_requests_max": 0, "connection_idle_ms": 50})).await;
+    let mut stream = connect(&sim).await;
+    stream.write_all(request("/a", "").as_bytes()).await.unwrap();
+    let text = read_until(&mut stream, "0\r\n\r\n").await;
+    assert!(text.starts_with("HTTP/1.1 404 "), "{text}");
+    assert_eq!(read_all(&mut stream).await, b"", "closed");
+}
+
+/// Back-pressure: what the instance does not read stays with the sender.
+#[tokio::test]
+async fn a_body_can_be_read_slowly() {
+    let sim = sim().await;
+    add(&sim, json!({"times": 1, "fault": {"kind": "slow_read", "interval_ms": 60_000}})).await;
+    let mut stream = connect(&sim).await;
+    let head = "POST /api/now/attachment/file HTTP/1.1\r\nHost: sim\r\nContent-Length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (_, mut writer) = stream.into_split();
+    let sender = tokio::spawn(async move { writer.write_all(&vec![0; 100_000_000]).await });
+    let arrived = || sim.state().last_requests().first().map_or(0, |record| record.body_bytes);
+    sim.state().wait_for(|counters| counters.requests == 1).await;
+    while arrived() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(arrived() < 1_000_000, "{}", arrived());
+    assert!(!sender.is_finished());
+    sender.abort();
+}
