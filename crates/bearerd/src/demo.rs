@@ -97,9 +97,9 @@ pub(crate) async fn sim(args: SimArgs) -> Result<()> {
     let client = ClientSettings { redirect_uris: args.redirect_uris, ..ClientSettings::demo() };
     let settings =
         SimSettings { listen: args.listen, tls, behaviour, clients: vec![client], ..SimSettings::default() };
-    let sim = Sim::start(settings)
-        .await
-        .with_context(|| format!("{} cannot be listened on, or the certificate not used", args.listen))?;
+    let sim = Sim::start(settings).await.with_context(|| {
+        format!("{} cannot be served: choose another with --listen, or see the certificate", args.listen)
+    })?;
     say!("ServiceNow simulator: {}", sim.origin());
     say!(
         "  client bearerd-demo, secret demo-secret; users admin/admin, svc.integration/svc, abel.tuter/demo"

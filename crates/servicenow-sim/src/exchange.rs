@@ -108,6 +108,8 @@ pub(crate) enum Outcome {
     Raw(RawAnswer),
     /// No answer: the connection is cut, on HTTP/2 the stream.
     Cut,
+    /// The same, but on HTTP/2 too the connection.
+    CutConnection,
 }
 
 /// Carries out one request.
@@ -196,6 +198,10 @@ async fn carry_out(visit: &Visit, request: &SimRequest, faults: &[Fault]) -> Out
     if fault == Some(&Fault::DropBefore) {
         note_prevented(visit, request, &Fault::DropBefore);
         return Outcome::Cut;
+    }
+    if fault == Some(&Fault::DropConnection) {
+        note_prevented(visit, request, &Fault::DropConnection);
+        return Outcome::CutConnection;
     }
     let is_token = visit.endpoint == Endpoint::Token;
     let now = shared.world().now();
@@ -537,7 +543,7 @@ fn dress(visit: &Visit, request: Option<&SimRequest>, user: Option<&str>, reply:
     if reply.status == StatusCode::METHOD_NOT_ALLOWED && !reply.headers.contains_key(ALLOW) {
         reply = reply.with(ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE");
     }
-    let cookies = sessions::set_cookies(&mut reply.headers, &session_id);
+    let cookies = sessions::set_cookies(&mut reply.headers, &session_id, world.origin.starts_with("https:"));
     world.counters.set_cookie_sent += u64::try_from(cookies).unwrap_or_default();
     reply
 }

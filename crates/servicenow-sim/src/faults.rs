@@ -96,10 +96,12 @@ pub enum Fault {
         #[serde(default)]
         after_effect: bool,
     },
-    /// Cuts the TCP connection without an answer; no effect.
+    /// Cuts the TCP connection, on HTTP/2 the stream, without an answer; no effect.
     DropBefore,
-    /// Cuts the TCP connection without an answer after the effect: the lost reply.
+    /// Cuts the TCP connection, on HTTP/2 the stream, without an answer after the effect: the lost reply.
     DropAfter,
+    /// Cuts the TCP connection, on HTTP/2 with every request on it; no effect.
+    DropConnection,
     /// An HTML page, as of a gateway or an upgrade; no effect.
     Html {
         #[serde(default = "status_ok")]
@@ -488,6 +490,7 @@ mod tests {
             json!({"kind": "status", "status": 503}),
             json!({"kind": "drop_before"}),
             json!({"kind": "drop_after"}),
+            json!({"kind": "drop_connection"}),
             json!({"kind": "html"}),
             json!({"kind": "accepted_202"}),
             json!({"kind": "unauthorized_401"}),

@@ -113,7 +113,8 @@
 //! | `delay_ms` | `ms`, `after_effect` | yes | a slow answer |
 //! | `hold` | `gate`, `after_effect` | yes | nothing until `POST /__sim/release` |
 //! | `status` | `status`, `body`, `headers`, `after_effect` | with `after_effect` | that answer |
-//! | `drop_before`, `drop_after` | | no, yes | the connection is cut |
+//! | `drop_before`, `drop_after` | | no, yes | the connection is cut, on HTTP/2 the stream |
+//! | `drop_connection` | | no | the connection is cut, with every HTTP/2 stream on it |
 //! | `html` | `status` (200) | no | a page |
 //! | `accepted_202` | | no | empty 202 |
 //! | `unauthorized_401` | | no | 401 as for a wrong token (token route: flattened refusal) |
@@ -136,7 +137,7 @@
 //! | `ghost_body` † | `status` (304) | yes | a body where there is none |
 //! | `raw` † | `text`, `close`, `after_effect` | with `after_effect` | these bytes |
 //!
-//! On HTTP/2 a cut resets the stream, and so does what HTTP/2 cannot say (†). After †, and after `trailers` on HTTP/1.1,
+//! On HTTP/2 a cut body resets the stream, and so does what HTTP/2 cannot say (†). After †, and after `trailers` on HTTP/1.1,
 //! the connection answers nothing more: it is closed, or further requests are counted in `requests_after_raw`.
 //!
 //! # Control routes (JSON, no authentication)

@@ -25,6 +25,7 @@ pub(crate) fn name(fault: &Fault) -> &'static str {
         Fault::Status { .. } => "status",
         Fault::DropBefore => "drop_before",
         Fault::DropAfter => "drop_after",
+        Fault::DropConnection => "drop_connection",
         Fault::Html { .. } => "html",
         Fault::Accepted202 => "accepted_202",
         Fault::Unauthorized401 => "unauthorized_401",
@@ -75,6 +76,7 @@ pub(crate) fn instead(fault: &Fault, is_token: bool, format: Format, now: SimTim
         | Fault::Status { after_effect: true, .. }
         | Fault::DropBefore
         | Fault::DropAfter
+        | Fault::DropConnection
         | Fault::BrokenJson
         | Fault::Cancelled500
         | Fault::CutBody { .. }

@@ -1,6 +1,8 @@
 //! Files of any size that nobody has to hold: their bytes follow from their positions, so that a lost, doubled or
 //! swapped piece shows.
 
+use std::sync::LazyLock;
+
 use bytes::{Bytes, BytesMut};
 
 /// An attachment whose content is the pattern, made while it is sent: `GET /api/now/attachment/{sys_id}/file`.
@@ -32,19 +34,24 @@ impl GeneratedFile {
     }
 }
 
-/// The bytes of the pattern from position `start` on.
+/// The bytes of the pattern from position `start` on. It is made of blocks of 64 KiB, the same but for their numbers in
+/// the first eight bytes.
 pub fn pattern(start: u64, length: usize) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(length + 16);
-    let mut word = start / 8;
-    let skipped = usize::try_from(start % 8).unwrap_or_default();
+    let (mut number, skipped) = (start / BLOCK_BYTES, start % BLOCK_BYTES);
+    let skipped = usize::try_from(skipped).unwrap_or_default();
+    let mut bytes = BytesMut::with_capacity(length + skipped + BLOCK.len());
     while bytes.len() < length + skipped {
-        bytes.extend_from_slice(&word.wrapping_mul(SPREAD).to_le_bytes());
-        word += 1;
+        bytes.extend_from_slice(&number.to_le_bytes());
+        bytes.extend_from_slice(&BLOCK[8..]);
+        number += 1;
     }
     bytes.freeze().slice(skipped..skipped + length)
 }
 
-/// Odd, so that no two words of the pattern are the same.
+const BLOCK_BYTES: u64 = 64 * 1024;
+static BLOCK: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..BLOCK_BYTES / 8).flat_map(|word| word.wrapping_mul(SPREAD).to_le_bytes()).collect());
+/// Odd, so that no two words of a block are the same.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 const PREFIX_CHUNKED: &str = "5eedf11e000000000000";
 const PREFIX_SIZED: &str = "5eedf11e000000000001";
@@ -56,14 +63,17 @@ mod tests {
 
     #[test]
     fn pieces_of_the_pattern_fit_together() {
-        let whole = pattern(0, 1_000);
-        for start in 0..40 {
-            for length in [0, 1, 7, 8, 9, 64] {
+        let block = usize::try_from(BLOCK_BYTES).unwrap();
+        let whole = pattern(0, 4 * block);
+        for start in [0, 1, 8, 9, block - 1, block, block + 1, 2 * block - 8] {
+            for length in [0, 1, 7, 8, 9, block - 1, block, block + 9] {
                 let piece = pattern(u64::try_from(start).unwrap(), length);
-                assert_eq!(piece, whole.slice(start..start + length), "{start} {length}");
+                assert!(piece == whole.slice(start..start + length), "{start} {length}");
             }
         }
-        assert_ne!(whole.slice(0..8), whole.slice(8..16));
+        let words: std::collections::HashSet<&[u8]> = whole[8..block].chunks(8).collect();
+        assert_eq!(words.len(), block / 8 - 1);
+        assert_ne!(whole.slice(..block), whole.slice(block..2 * block));
     }
 
     #[test]

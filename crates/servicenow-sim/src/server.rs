@@ -229,8 +229,12 @@ impl Acceptor {
                 line.take_over(raw);
             }
             Outcome::Cut => seat.leave(false),
+            Outcome::CutConnection => {
+                seat.leave(false);
+                cut.cancel();
+            }
         }
-        if is_http2 {
+        if is_http2 && !cut.is_cancelled() {
             return Err(io::Error::other("cut by a fault")); // resets the stream alone
         }
         cut.cancel();

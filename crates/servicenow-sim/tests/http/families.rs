@@ -78,7 +78,7 @@ async fn every_field_of_every_record_is_in_the_dictionary() {
         let table = table["name"].as_str().unwrap();
         let record = rows(&read(&sim, &format!("/api/now/table/{table}?sysparm_limit=1")).await);
         let Some(Value::Object(record)) = record.first().cloned() else { continue };
-        let chain = parents(&sim, &record["sys_class_name"].as_str().unwrap().to_owned()).await.join(",");
+        let chain = parents(&sim, record["sys_class_name"].as_str().unwrap()).await.join(",");
         let target = format!(
             "/api/now/table/sys_dictionary?sysparm_query=nameIN{chain}%5EelementISNOTEMPTY&sysparm_fields=element"
         );

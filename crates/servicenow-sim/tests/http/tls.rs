@@ -204,6 +204,9 @@ async fn on_http_2_a_fault_costs_its_stream_only() {
     assert_eq!(answer.trailers().unwrap()["x-tail"], "t");
     assert_eq!(call(&mut sender, &sim, INCIDENTS, &header).await.unwrap().status(), StatusCode::OK);
     assert_eq!(sim.state().counters().connections, 1);
+    sim.state().add_fault(FaultRule::new(FaultOn::Table, Fault::DropConnection).once());
+    assert!(call(&mut sender, &sim, INCIDENTS, &header).await.is_err());
+    assert!(call(&mut sender, &sim, INCIDENTS, &header).await.is_err(), "the connection is gone");
 }
 
 #[tokio::test]
