@@ -16,6 +16,7 @@ from .processes import Process
 #: What every proxy puts into `Authorization`; any other is answered 401.
 ACCESS_TOKEN = "bench-token"
 SIZES = {"1k": 1024, "64k": 64 * 1024, "10m": 10 * 1024 * 1024}
+SIZE_NAMES = {"1k": "1 KiB", "64k": "64 KiB", "10m": "10 MiB"}
 #: Each size is a table of its own.
 TABLES = {"1k": "incident", "64k": "problem", "10m": "change_request"}
 USER = {"sys_id": "a" * 32, "user_name": "svc.bench", "name": "Bench"}

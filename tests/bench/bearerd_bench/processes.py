@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from . import BenchError
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-STOP_WAIT_S = 10.0
+#: A daemon under valgrind takes a while to write down what it counted.
+STOP_WAIT_S = 30.0
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from . import daemon, load, origin
 from .deployment import Bench, all_proxies
-from .origin import SIZES
+from .origin import SIZE_NAMES, SIZES
 from .proxy import Proxy
 
 MIB = 1024 * 1024
@@ -31,9 +31,8 @@ class Cell:
         return self.callers == "tls"
 
     def title(self) -> str:
-        size = {"1k": "1 KiB", "64k": "64 KiB", "10m": "10 MiB"}[self.size]
         callers = "TLS" if self.tls else "clear text"
-        return f"{size}, callers in {callers}, {self.connections} connection{'s' if self.connections > 1 else ''}"
+        return f"{SIZE_NAMES[self.size]}, callers in {callers}, {self.connections} connection{'s' if self.connections > 1 else ''}"
 
 
 @dataclasses.dataclass
