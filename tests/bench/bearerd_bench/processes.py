@@ -37,14 +37,15 @@ class Process:
         """The process and all beneath it."""
         return list(_family(self.pid))
 
-    def cpu_s(self) -> float:
+    def cpu_s(self) -> tuple[float, float]:
         """User and system time so far, in steps of a clock tick."""
-        ticks = 0
+        user = system = 0
         for pid in self.pids():
             with contextlib.suppress(OSError):
                 fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / TICKS_PER_SECOND
+                user += int(fields[11])
+                system += int(fields[12])
+        return user / TICKS_PER_SECOND, system / TICKS_PER_SECOND
 
     def rss_bytes(self) -> int:
         """Resident now."""

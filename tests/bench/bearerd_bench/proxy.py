@@ -15,4 +15,5 @@ class Proxy:
     tls: bool = False
 
     def url(self, path: str) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
+        # With TLS by name: an address is no server name (RFC 6066 §3), yet wrk would send it as one.
+        return f"{'https://localhost' if self.tls else 'http://127.0.0.1'}:{self.port}{path}"

@@ -58,11 +58,11 @@ def rounds_tables(title: str, measured: dict, peaks: dict | None) -> list[Table]
     """Medians, and the ratios to HAProxy of each round."""
     rounds = measured["rounds"]
     title = f"{title}; {_turns(measured)}"
-    columns = ["proxy", "requests/s", "p50 µs", "p99 µs", "CPU µs/request"] + (["peak RSS MiB"] if peaks else [])
+    columns = ["proxy", "requests/s", "p50 µs", "p99 µs", "CPU µs/request", "of it kernel"] + (["peak RSS MiB"] if peaks else [])
     rows = []
     for name, seen in rounds.items():
         row = [name, f"{_median(seen, 'rps'):.0f}", f"{_median(seen, 'p50_us'):.0f}", f"{_median(seen, 'p99_us'):.0f}"]
-        row.append(f"{_median(seen, 'cpu_us'):.1f}")
+        row += [f"{_median(seen, 'cpu_us'):.1f}", f"{_median(seen, 'system_us'):.1f}"]
         rows.append(row + ([f"{peaks[name]:.1f}"] if peaks else []))
     ratios = [
         [f"{YARDSTICK} / {name}" if name != AGAIN else f"{YARDSTICK} / {AGAIN} (noise)"]

@@ -6,14 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from . import daemon, load, origin
+from . import BenchError, daemon, load, origin
 from .deployment import Bench, all_proxies
 from .origin import SIZE_NAMES, SIZES
 from .proxy import Proxy
 
 MIB = 1024 * 1024
-#: 1,000 answers of 10 MiB take longer than a round of few seconds: such a cell gets rounds so many times as long.
-LONG_ROUND = 8
+#: From so many connections on, the first seconds go by before all are open: wrk opens each round's anew.
+MANY_CONNECTIONS = 500
+MANY_S = 4
+#: A thousand handshakes alone take some seconds.
+MANY_TLS_S = 12
+#: So do a thousand answers of 10 MiB.
+MANY_LARGE_S = 16
+WARM_UP_S = 4
 #: Between two loads, so that the connections that one leaves are not closed at the other's cost.
 BREATH_S = 0.2
 
@@ -59,14 +65,27 @@ def measured(proxy: Proxy, one: Callable[[], dict]) -> dict:
     """What `one` saw, and what it cost the proxy."""
     before = proxy.process.cpu_s()
     seen = one()
-    return seen | {"cpu_us": (proxy.process.cpu_s() - before) * 1e6 / seen["requests"]}
+    if seen["requests"] < 1:
+        raise BenchError(f"{proxy.name}: no answer within a turn")
+    user, system = (
+        (after - before) * 1e6 / seen["requests"] for before, after in zip(before, proxy.process.cpu_s(), strict=True)
+    )
+    return seen | {"cpu_us": user + system, "user_us": user, "system_us": system}
+
+
+def turn_s(cell: Cell, seconds: int) -> int:
+    """How long a proxy's turn is, where so many seconds were asked for."""
+    if cell.connections < MANY_CONNECTIONS:
+        return seconds
+    if cell.size == "10m":
+        return max(seconds, MANY_LARGE_S)
+    return max(seconds, MANY_TLS_S if cell.tls else MANY_S)
 
 
 def run(bench: Bench, cell: Cell, rounds: int, seconds: int) -> dict:
     """All rounds of one cell."""
     path = origin.path(cell.size)
-    if cell.size == "10m" and cell.connections > 100:
-        seconds *= LONG_ROUND
+    seconds = turn_s(cell, seconds)
     with all_proxies(bench, cell.tls) as deployment:
         proxies = deployment.proxies
         answers = {proxy.name: load.check(proxy, path, SIZES[cell.size]) for proxy in proxies}
@@ -74,7 +93,7 @@ def run(bench: Bench, cell: Cell, rounds: int, seconds: int) -> dict:
         def once(proxy: Proxy, seconds: int) -> dict:
             return load.closed_loop(proxy, path, cell.size, answers[proxy.name], cell.connections, seconds)
 
-        warm = {proxy.name: once(proxy, min(seconds, 1) if seconds < 8 else seconds // 4) for proxy in proxies}
+        warm = {proxy.name: once(proxy, min(seconds, WARM_UP_S)) for proxy in proxies}
         seen: dict[str, list[dict]] = {proxy.name: [] for proxy in proxies}
         progress = Progress(rounds * len(proxies))
         for number in range(rounds):
