@@ -51,6 +51,7 @@ def parse(text: str) -> collections.Counter[str]:
                 counts[current] += int(line.split()[1])
             of_callee = False
     summary = SUMMARY.search(text)
-    if summary is None or int(summary[1]) != counts.total():
-        raise BenchError(f"the functions have {counts.total()} instructions, but callgrind says {summary and summary[1]}")
+    said = int(summary[1]) if summary else None
+    if said != counts.total():
+        raise BenchError(f"the functions have {counts.total()} instructions, but callgrind says {said}")
     return counts

@@ -115,8 +115,8 @@ def positive(text: str) -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/bench/run",
-        description="Measures bearerd beside nginx and HAProxy, which do the same work, on this machine. Without a choice: "
-        "1 KiB, callers in clear text, 64 connections, then latency at a fixed rate, two workers, and memory.",
+        description="Measures bearerd beside nginx and HAProxy, which do the same work, on this machine. Without a "
+        "choice: 1 KiB, callers in clear text, 64 connections, then latency at a fixed rate, two workers, and memory.",
         epilog="docs/performance.md says what each figure means. Leave the machine alone while it runs.",
     )
     parser.add_argument("--binary", default="target/dist/bearerd", help="what to measure (default: %(default)s)")
@@ -127,7 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--connections", type=listed(positive, ()), default=(64,), help="such as 1,64,1000")
     parser.add_argument("--all", action="store_true", help="every size, callers and connections: more than an hour")
     parser.add_argument("--parts", type=listed(str, PARTS), default=PARTS, help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--rate", type=positive, help="requests/s for rate and workers (default: half the slowest's capacity)")
+    parser.add_argument("--rate", type=positive, help="requests/s there (default: half the slowest's capacity)")
     parser.add_argument("--quick", action="store_true", help="one round of one second: does it work, no figures")
     parser.add_argument("--require-all", action="store_true", help="fail where the binary lacks what is measured")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")

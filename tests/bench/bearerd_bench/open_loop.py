@@ -83,10 +83,18 @@ class Connection:
 
 def run(port: int, request: bytes, rate: float, connections_max: int, seconds: float) -> dict:
     """Sends `rate` × (warm-up + `seconds`) requests and awaits their answers."""
-    connections = [Connection(port) for _ in range(connections_max)]
+    with contextlib.ExitStack() as held:
+        connections = [Connection(port) for _ in range(connections_max)]
+        for connection in connections:
+            held.enter_context(connection.socket)
+        return drive(connections, request, rate, seconds)
+
+
+def drive(connections: list[Connection], request: bytes, rate: float, seconds: float) -> dict:
+    """The same over connections that are there."""
     waiting = {connection.socket.fileno(): connection for connection in connections}
     free = collections.deque(connections)
-    poll = select.epoll()
+    poll = select.epoll(len(connections) + 1)
     for descriptor in waiting:
         poll.register(descriptor, select.EPOLLIN)
     timer = ticking(1 / rate)
@@ -136,7 +144,7 @@ def run(port: int, request: bytes, rate: float, connections_max: int, seconds: f
         "p50_us": percentile(latencies, 0.50),
         "p99_us": percentile(latencies, 0.99),
         "p999_us": percentile(latencies, 0.999),
-        # Of requests that had a connection, how late this program was with them, and of others their wait.
+        # This program's own lateness, and the wait for a free connection.
         "sent_late_p99_us": percentile(lateness, 0.99),
     }
 

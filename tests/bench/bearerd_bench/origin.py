@@ -38,7 +38,9 @@ def path(size: str) -> str:
 
 
 @contextlib.contextmanager
-def serving(folder: pathlib.Path, certificates: Certificates, port: int, uploads_port: int | None = None) -> Iterator[Origin]:
+def serving(
+    folder: pathlib.Path, certificates: Certificates, port: int, uploads_port: int | None = None
+) -> Iterator[Origin]:
     """The origin for the time of the block; takes attachments if somebody reads them at `uploads_port`."""
     site = folder / "site"
     for size in SIZES:

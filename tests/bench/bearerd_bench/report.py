@@ -58,7 +58,8 @@ def rounds_tables(title: str, measured: dict, peaks: dict | None) -> list[Table]
     """Medians, and the ratios to HAProxy of each round."""
     rounds = measured["rounds"]
     title = f"{title}; {_turns(measured)}"
-    columns = ["proxy", "requests/s", "p50 µs", "p99 µs", "CPU µs/request", "of it kernel"] + (["peak RSS MiB"] if peaks else [])
+    columns = ["proxy", "requests/s", "p50 µs", "p99 µs", "CPU µs/request", "of it kernel"]
+    columns += ["peak RSS MiB"] if peaks else []
     rows = []
     for name, seen in rounds.items():
         row = [name, f"{_median(seen, 'rps'):.0f}", f"{_median(seen, 'p50_us'):.0f}", f"{_median(seen, 'p99_us'):.0f}"]
@@ -82,7 +83,10 @@ def rounds_tables(title: str, measured: dict, peaks: dict | None) -> list[Table]
 
 def workers_table(workers: dict) -> Table:
     one, two = workers["rounds"]["one worker"], workers["rounds"]["two workers"]
-    rows = [[name, f"{_median(seen, 'cpu_us'):.1f}", f"{_median(seen, 'p99_us'):.0f}"] for name, seen in workers["rounds"].items()]
+    rows = [
+        [name, f"{_median(seen, 'cpu_us'):.1f}", f"{_median(seen, 'p99_us'):.0f}"]
+        for name, seen in workers["rounds"].items()
+    ]
     rows.append(["two / one", _spread(two, one, "cpu_us"), _spread(two, one, "p99_us")])
     title = f"bearerd's workers at {workers['rate']} requests/s; {_turns(workers)}"
     return Table(title, ["workers", "CPU µs/request", "p99 µs"], rows)

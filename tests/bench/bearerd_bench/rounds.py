@@ -38,7 +38,8 @@ class Cell:
 
     def title(self) -> str:
         callers = "TLS" if self.tls else "clear text"
-        return f"{SIZE_NAMES[self.size]}, callers in {callers}, {self.connections} connection{'s' if self.connections > 1 else ''}"
+        plural = "s" if self.connections > 1 else ""
+        return f"{SIZE_NAMES[self.size]}, callers in {callers}, {self.connections} connection{plural}"
 
 
 @dataclasses.dataclass
@@ -63,14 +64,15 @@ def rotated(proxies: Sequence[Proxy], number: int) -> Iterator[Proxy]:
 
 def measured(proxy: Proxy, one: Callable[[], dict]) -> dict:
     """What `one` saw, and what it cost the proxy."""
-    before = proxy.process.cpu_s()
+    process = proxy.process
+    cpu_s, system_s = process.cpu_s(), process.system_s()
     seen = one()
     if seen["requests"] < 1:
         raise BenchError(f"{proxy.name}: no answer within a turn")
-    user, system = (
-        (after - before) * 1e6 / seen["requests"] for before, after in zip(before, proxy.process.cpu_s(), strict=True)
+    cpu_us, system_us = (
+        spent_s * 1e6 / seen["requests"] for spent_s in (process.cpu_s() - cpu_s, process.system_s() - system_s)
     )
-    return seen | {"cpu_us": user + system, "user_us": user, "system_us": system}
+    return seen | {"cpu_us": cpu_us, "system_us": system_us}
 
 
 def turn_s(cell: Cell, seconds: int) -> int:

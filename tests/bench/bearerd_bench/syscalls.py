@@ -76,9 +76,9 @@ def count(proxy: Proxy, scratch: pathlib.Path, arguments: argparse.Namespace) ->
     path = origin.path(arguments.size)
     answer = load.check(proxy, path, SIZES[arguments.size])
 
-    def closed_loop(seconds: int) -> int:
+    def closed_loop(seconds: int) -> float:
         seen = load.closed_loop(proxy, path, arguments.size, answer, arguments.connections, seconds)
-        return seen["answers"]
+        return seen["requests"]
 
     closed_loop(1)
     counts = scratch / f"{proxy.name}.strace"
@@ -91,6 +91,8 @@ def count(proxy: Proxy, scratch: pathlib.Path, arguments: argparse.Namespace) ->
     finally:
         strace.send_signal(signal.SIGINT)
         strace.communicate()
+    if requests < 1:
+        raise BenchError(f"{proxy.name}: no answer within {arguments.seconds} s")
     return {
         name: Call(int(made) / requests, int(failed or 0) / requests)
         for made, failed, name in ROW.findall(counts.read_text())
@@ -119,8 +121,8 @@ def wait_attached(strace: subprocess.Popen, thread: int) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/bench/syscalls",
-        description="Counts system calls per request with strace, for bearerd's worker, nginx and HAProxy. strace slows what "
-        "it counts, so each wait finds more to do than usual: calls that wait are seldom, the others are as usual.",
+        description="Counts system calls per request with strace, for bearerd's worker, nginx and HAProxy. strace "
+        "slows what it counts, so each wait finds more to do than usual: waits are seldom, other calls as usual.",
     )
     parser.add_argument("--binary", default="target/dist/bearerd", help="what to count (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=3, help="for each proxy (default: %(default)s)")
