@@ -69,6 +69,7 @@ class Judge:
         self.heads = Counter()  # (method, target) of heads that may have come there, of requests never finished
         self.late = Counter()  # content of requests whose caller is gone, and which may come all the same
         self.by_marker = {}
+        self.flooded = lambda _path: False  # paths of floods: how often they come is not judged
         self.findings = []
         self.counts = Counter()
         origin.on_record, origin.on_cut, origin.on_fault = self.record, self.cut, self.fault
@@ -94,14 +95,18 @@ class Judge:
                 self.counts["must be refused"] += 1
                 expectations.append(None)
                 continue
-            expected = Expected(stream, request)
-            self.expected[content(request)].append(expected)
-            expectations.append(expected)
+            expectations.append(self.expect(stream, request))
         if reading.ends in ("fault", "incomplete"):
             self.counts["faults"] += reading.ends == "fault"
         if reading.partial is not None:
             self.heads[head_content(reading.partial)] += 1
         return reading, expectations
+
+    def expect(self, stream, request):
+        """A request that may come to the origin, once."""
+        expected = Expected(stream, request)
+        self.expected[content(request)].append(expected)
+        return expected
 
     def forget(self, expectations):
         """No more answers will be taken. What may have been accepted and was not answered may still come, once."""
@@ -124,8 +129,11 @@ class Judge:
     # --- at the origin ---
 
     def record(self, record):
-        self.counts["at the origin"] += 1
         request = record.request
+        if self.flooded(request.path):
+            self.counts["of floods at the origin"] += 1
+            return None
+        self.counts["at the origin"] += 1
         key = (request.method, request.target, request.body)
         waiting = self.expected.get(key)
         if not waiting:
@@ -183,6 +191,8 @@ class Judge:
             head, _ = strict.read_head(raw, 0)
         except (strict.Incomplete, strict.Fault):
             return self.find("the origin got part of a head", raw)
+        if self.flooded(head.path):
+            return None
         if self.heads[(head.method, head.target)] > 0:
             return
         # Or one that may be accepted, whose caller left before it had sent all.

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 
+import h2
 from caller import Caller
 from families import FAMILIES, opened
 from judge import Judge
@@ -65,6 +66,14 @@ async def until_open(given):
         if time.monotonic() > deadline:
             sys.exit(f"the way to the origin did not open: {answer}")
         await asyncio.sleep(0.05)
+
+
+async def speaks_h2(given):
+    """HTTP/2 with prior knowledge, on the clear text that these programs use."""
+    connection = await h2.Connection.open(given.proxy)
+    spoken = await connection.until(lambda: connection.spoke_h2 or connection.ended, 5) and connection.spoke_h2
+    connection.close()
+    return spoken
 
 
 def report(judge, begun, **more):
