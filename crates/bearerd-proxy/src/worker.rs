@@ -14,14 +14,13 @@ use std::{
 };
 
 use bearerd_model::Clock;
-use bearerd_net::{Acceptor, ServerStream};
+use bearerd_net::{Acceptor, PeerAddress, ServerStream, Socket};
 use bearerd_policy::{SharedSnapshot, SnapshotReader};
 use bearerd_tokens::AccessTokens;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::{Notify, watch},
     task::spawn_local,
     time::{MissedTickBehavior, interval, timeout},
@@ -123,9 +122,9 @@ impl Worker {
             while self.callers.borrow().len() >= self.limits.connections_max {
                 self.ended.notified().await;
             }
-            let (tcp, _peer) = acceptor.accept().await;
+            let (socket, peer) = acceptor.accept().await;
             let registered = Registered::new(Rc::clone(self));
-            spawn_local(serve_connection(registered, Rc::clone(&acceptor), tcp));
+            spawn_local(serve_connection(registered, Rc::clone(&acceptor), socket, peer));
         }
     }
 
@@ -259,13 +258,13 @@ impl Drop for Registered {
     }
 }
 
-async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, tcp: TcpStream) {
+async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket: Socket, peer: PeerAddress) {
     let Registered { worker, caller, .. } = &registered;
     let handshake_max = Duration::from_millis(worker.limits.header_read_ms);
-    let stream = match timeout(handshake_max, acceptor.handshake(tcp)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake with a caller failed"),
-        Err(_) => return tracing::debug!("TLS handshake with a caller took too long"),
+    let (stream, _peer) = match timeout(handshake_max, acceptor.handshake(socket, peer)).await {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(error)) => return tracing::debug!(%error, "handshake with a caller failed"),
+        Err(_) => return tracing::debug!("handshake with a caller took too long"),
     };
     // Holding it would keep the socket open while connections drain.
     drop(acceptor);
