@@ -146,7 +146,7 @@ impl<'a> Line<'a> {
             generation: record.generation,
             policy: record.policy.as_str(),
             rule: record.rule,
-            family: record.family,
+            family: record.family.as_str(),
             table: record.table.as_str(),
             method: record.method.as_str(),
             status: record.status,

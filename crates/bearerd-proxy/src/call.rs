@@ -126,6 +126,8 @@ async fn answer(
     if let Some(trace) = upstream_head::traceparent(&parts.headers) {
         under_way.record().traceparent = Text::from_bytes(trace.as_bytes());
     }
+    let source = under_way.caller().source(&worker.callers_rule, &parts.headers)?;
+    under_way.record().source = source;
     worker.room_for_records().await?;
     if parts.uri.path() == token_endpoint::PATH {
         return token_response(worker, parts, head.method, body, request_id, under_way).await;
@@ -142,7 +144,7 @@ async fn answer(
         family: &route.family.name(),
         method: head.method,
         query: parts.uri.query(),
-        source: under_way.caller().source,
+        source,
     };
     let (opening, token) = admitted(worker, asked, under_way).await?;
     under_way.decided();

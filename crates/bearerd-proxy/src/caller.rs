@@ -12,7 +12,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bearerd_net::ServerStream;
+use bearerd_net::{CallerRule, ForwardedFault, Peer, ServerStream};
+use http::HeaderMap;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     task::spawn_local,
@@ -20,6 +21,7 @@ use tokio::{
 
 use crate::{
     coarse::Coarse,
+    error::Fault,
     frames::{self, FrameGuard},
     settings::Limits,
     wire::{Scanner, WireFault},
@@ -28,8 +30,8 @@ use crate::{
 /// What a worker knows of one connection.
 #[derive(Debug)]
 pub(crate) struct CallerConnection {
-    /// The caller's address, as far as it is known and believed.
-    pub(crate) source: Option<IpAddr>,
+    /// Both ends that matter, once the connection has begun.
+    peer: Cell<Option<Peer>>,
     watch: RefCell<Watch>,
     waker: RefCell<Option<Waker>>,
     /// Calls whose answer has not ended.
@@ -64,9 +66,9 @@ struct Streams {
 }
 
 impl CallerConnection {
-    pub(crate) fn new(source: Option<IpAddr>, now: u64) -> Self {
+    pub(crate) fn new(now: u64) -> Self {
         Self {
-            source,
+            peer: Cell::new(None),
             watch: RefCell::new(Watch::Http1(Scanner::default())),
             waker: RefCell::new(None),
             calls: Cell::new(0),
@@ -77,6 +79,23 @@ impl CallerConnection {
             blocked_since: Cell::new(None),
             streams: Streams::default(),
         }
+    }
+
+    pub(crate) fn comes_from(&self, peer: Peer) {
+        self.peer.set(Some(peer));
+    }
+
+    /// The caller's address, as far as it is known and believed.
+    ///
+    /// # Errors
+    /// A trusted proxy is to say who calls, and does not.
+    pub(crate) fn source(&self, rule: &CallerRule, headers: &HeaderMap) -> Result<Option<IpAddr>, Fault> {
+        let Some(peer) = self.peer.get() else { return Ok(None) };
+        rule.caller_of(&peer, headers).map_err(|fault| Fault::malformed(match fault {
+            ForwardedFault::Missing => "The proxy before bearerd sent no Forwarded header.",
+            ForwardedFault::Malformed => "The Forwarded header is malformed.",
+            ForwardedFault::Hidden => "The Forwarded header hides the caller's address.",
+        }))
     }
 
     /// From here on the caller's bytes are HTTP/2.

@@ -36,6 +36,9 @@ pub struct ProxyDoor {
 }
 
 impl ProxyDoor {
+    /// What the door speaks over TLS, best first.
+    pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
     /// Starts the workers, each on a thread of its own, all accepting from `listener`. The door serves when this
     /// returns. It needs no runtime around it.
     ///
@@ -103,7 +106,7 @@ fn run_worker(
     runtime.block_on(async move {
         match listener.into_acceptor() {
             Ok(acceptor) => {
-                let worker = Worker::new(parts, shard, access);
+                let worker = Worker::new(parts, shard, access, Arc::clone(acceptor.handshaker().callers()));
                 drop(up.send(Ok(())));
                 worker.run(acceptor, stopped).await;
             }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use bearerd_net::{ListenSettings, TlsSettings};
+use bearerd_net::{CallerAddress, ListenSettings, SocketMode, TlsSettings};
 use http::Uri;
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
 use crate::{places::Bounds, route::Family};
@@ -12,10 +13,16 @@ use crate::{places::Bounds, route::Family};
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxySettings {
-    /// `IP:PORT` where callers connect.
+    /// Where callers connect: `IP:PORT`, `unix:/PATH`, `inherited:NAME` or `inherited`.
     pub listen: String,
+    /// Mode of a unix socket that the door makes: `0660`.
+    pub listen_mode: SocketMode,
     /// Certificate and key; without them the door speaks plain HTTP.
     pub tls: Option<TlsSettings>,
+    /// Where callers' addresses come from: the peer, the PROXY protocol, or `Forwarded`.
+    pub caller_address: CallerAddress,
+    /// Networks of the proxies that are believed about it.
+    pub trusted_proxies: Vec<IpNet>,
     /// `https://host[:port]` under which callers reach this door: `Link` and `Location` of answers point there.
     /// Default: the `Host` of each call.
     pub public_url: Option<String>,
@@ -143,7 +150,10 @@ impl Default for ProxySettings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            listen_mode: SocketMode::default(),
             tls: None,
+            caller_address: CallerAddress::default(),
+            trusted_proxies: Vec::new(),
             public_url: None,
             hosts: Vec::new(),
             workers: 0,
@@ -183,7 +193,13 @@ pub enum ProxySettingsError {
 impl ProxySettings {
     /// What [`bearerd_net::Listener::bind`] takes.
     pub fn listen_settings(&self) -> ListenSettings {
-        ListenSettings { address: self.listen.clone(), tls: self.tls.clone() }
+        ListenSettings {
+            address: self.listen.clone(),
+            mode: self.listen_mode,
+            tls: self.tls.clone(),
+            caller_address: self.caller_address,
+            trusted_proxies: self.trusted_proxies.clone(),
+        }
     }
 
     /// Threads to start.

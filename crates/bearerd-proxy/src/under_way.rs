@@ -57,7 +57,6 @@ impl UnderWay {
             started_at: worker.clock.now(),
             request_id: Text::new(request_id.as_str()),
             method: Text::new(sent.method.as_str()),
-            source: caller.source,
             http: match sent.version {
                 Version::HTTP_2 => HttpVersion::Http2,
                 Version::HTTP_10 => HttpVersion::Http10,

@@ -6,7 +6,6 @@ use std::{
     collections::HashMap,
     future::{Future, poll_fn},
     io,
-    net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -16,7 +15,7 @@ use std::{
 
 use bearerd_audit::AccessWriter;
 use bearerd_model::Clock;
-use bearerd_net::Acceptor;
+use bearerd_net::{Acceptor, CallerRule, HandshakeError, PeerAddress, Socket};
 use bearerd_policy::{SharedSnapshot, SnapshotReader};
 use bearerd_tokens::AccessTokens;
 use hyper::{
@@ -25,7 +24,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
     sync::{Notify, watch},
     task::spawn_local,
     time::{MissedTickBehavior, interval, timeout},
@@ -56,6 +54,8 @@ pub(crate) struct Worker {
     pub(crate) ids: RequestIds,
     pub(crate) shard: Arc<Shard>,
     pub(crate) access: RefCell<AccessWriter>,
+    /// Whom a call comes from.
+    pub(crate) callers_rule: Arc<CallerRule>,
     pub(crate) now: Coarse,
     /// No new call is begun.
     pub(crate) draining: Cell<bool>,
@@ -77,7 +77,12 @@ pub(crate) struct Parts {
 }
 
 impl Worker {
-    pub(crate) fn new(parts: Parts, shard: Arc<Shard>, access: AccessWriter) -> Rc<Self> {
+    pub(crate) fn new(
+        parts: Parts,
+        shard: Arc<Shard>,
+        access: AccessWriter,
+        callers_rule: Arc<CallerRule>,
+    ) -> Rc<Self> {
         let now = Coarse::default();
         let limits = parts.limits;
         Rc::new(Self {
@@ -89,6 +94,7 @@ impl Worker {
                 Arc::clone(&shard),
             ),
             access: RefCell::new(access),
+            callers_rule,
             limits,
             snapshot: RefCell::new(parts.shared.reader()),
             shared: parts.shared,
@@ -166,9 +172,9 @@ impl Worker {
             while self.callers.borrow().len() >= self.limits.connections_max {
                 self.ended.notified().await;
             }
-            let (tcp, peer) = acceptor.accept().await;
-            let registered = Registered::new(Rc::clone(self), Some(peer.ip()));
-            spawn_local(serve_connection(registered, Rc::clone(&acceptor), tcp));
+            let (socket, peer) = acceptor.accept().await;
+            let registered = Registered::new(Rc::clone(self));
+            spawn_local(serve_connection(registered, Rc::clone(&acceptor), socket, peer));
         }
     }
 
@@ -200,10 +206,10 @@ struct Registered {
 }
 
 impl Registered {
-    fn new(worker: Rc<Worker>, source: Option<IpAddr>) -> Self {
+    fn new(worker: Rc<Worker>) -> Self {
         let key = worker.next_caller.get();
         worker.next_caller.set(key + 1);
-        let caller = Rc::new(CallerConnection::new(source, worker.now.now()));
+        let caller = Rc::new(CallerConnection::new(worker.now.now()));
         worker.callers.borrow_mut().insert(key, Rc::clone(&caller));
         worker.shard.caller_connections.add_one();
         Self { worker, caller, key }
@@ -218,13 +224,14 @@ impl Drop for Registered {
     }
 }
 
-async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket: TcpStream) {
+async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket: Socket, peer: PeerAddress) {
     let Registered { worker, caller, .. } = &registered;
     let opening = async {
-        let stream = acceptor.handshake(socket).await?;
+        let (stream, peer) = acceptor.handshake(socket, peer).await?;
+        caller.comes_from(peer);
         let mut observed = Observed::new(stream, Rc::clone(caller), worker.now.clone());
         let is_http2 = observed.is_http2().await?;
-        Ok::<_, io::Error>((observed, is_http2))
+        Ok::<_, HandshakeError>((observed, is_http2))
     };
     let opened = timeout(Duration::from_millis(worker.limits.header_read_ms), opening).await;
     let (observed, is_http2) = match opened {

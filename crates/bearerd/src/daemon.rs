@@ -1,6 +1,6 @@
 //! The daemon: binds the three doors, opens the store, starts everything, and ends it in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use bearerd_admin::{AdminDoor, AdminKeys, AdminParts};
@@ -9,7 +9,7 @@ use bearerd_connect::ConnectDoor;
 use bearerd_control::Control;
 use bearerd_crypto::KeyRing;
 use bearerd_model::Clock;
-use bearerd_net::{Connector, DoorCertificate, ListenSettings, Listener};
+use bearerd_net::{BoundAddress, Connector, DoorCertificate, InheritedSockets, ListenSettings, Listener};
 use bearerd_proxy::{ProxyDoor, ProxyMetrics};
 use bearerd_spill::Spill;
 use bearerd_store::{Backend, OpenStoreError, Store};
@@ -54,32 +54,37 @@ pub(crate) struct Daemon {
     drain: Duration,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Addresses {
-    pub(crate) proxy: SocketAddr,
-    pub(crate) connect: SocketAddr,
-    pub(crate) admin: SocketAddr,
+    pub(crate) proxy: BoundAddress,
+    pub(crate) connect: BoundAddress,
+    pub(crate) admin: BoundAddress,
 }
 
 impl Bound {
     /// # Errors
     /// One line: which door, what is in the way, what to set.
-    pub(crate) fn bind(settings: &Settings) -> Result<Self> {
-        let bind = |setting: &str, listen: &ListenSettings, alpn: &[&[u8]]| {
-            Listener::bind(listen, alpn).map_err(|error| anyhow!(error.advice(setting)))
+    pub(crate) fn bind(settings: &Settings, mut inherited: InheritedSockets) -> Result<Self> {
+        let mut bind = |setting: &str, listen: &ListenSettings, alpn: &[&[u8]]| {
+            Listener::bind_or_inherit(listen, alpn, &mut inherited)
+                .map_err(|error| anyhow!(error.advice(setting)))
         };
-        Ok(Self {
-            proxy: bind("proxy.listen", &settings.proxy.listen_settings(), &[b"http/1.1"])?,
+        let bound = Self {
+            proxy: bind("proxy.listen", &settings.proxy.listen_settings(), ProxyDoor::ALPN)?,
             connect: bind("connect.listen", &settings.connect.listen_settings(), ConnectDoor::ALPN)?,
             admin: bind("admin.listen", &settings.admin.listen_settings(), &[b"h2", b"http/1.1"])?,
-        })
+        };
+        for name in inherited.names() {
+            warn!(socket = name, "the inherited socket {name:?} is not the listen of any door and is closed");
+        }
+        Ok(bound)
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses {
-            proxy: self.proxy.local_addr(),
-            connect: self.connect.local_addr(),
-            admin: self.admin.local_addr(),
+            proxy: self.proxy.address().clone(),
+            connect: self.connect.address().clone(),
+            admin: self.admin.address().clone(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bearerd_audit::SinkKind;
 use bearerd_model::InstanceOrigin;
-use bearerd_net::{Connector, EgressSettings, FetchLimits, Fetched, fetch};
+use bearerd_net::{Connector, EgressSettings, FetchLimits, Fetched, InheritedSockets, fetch};
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
@@ -220,7 +220,7 @@ fn bind_near_defaults(settings: &mut Settings) -> Result<Bound> {
             "127.0.0.1:0".clone_into(listen);
         }
     }
-    Bound::bind(settings)
+    Bound::bind(settings, InheritedSockets::none())
 }
 
 /// Follows the consent as a browser does: link page, button, instance, callback, result page.

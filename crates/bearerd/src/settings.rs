@@ -187,8 +187,11 @@ impl Default for ProcessSettings {
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
 /// Settings that are lists: in the environment, parted by commas.
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 9] = [
     "proxy.hosts",
+    "proxy.trusted_proxies",
+    "connect.trusted_proxies",
+    "admin.trusted_proxies",
     "instances.hosts",
     "egress.no_proxy",
     "egress.allow_private_instances",

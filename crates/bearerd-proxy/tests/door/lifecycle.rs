@@ -72,7 +72,7 @@ async fn several_workers_share_one_socket() {
     instance.serve(|_| ok("{}", ""));
     let settings = ProxySettings { listen: "127.0.0.1:0".into(), workers: 3, ..ProxySettings::default() };
     let listener = bearerd_net::Listener::bind(&settings.listen_settings(), &[]).unwrap();
-    let address = listener.local_addr();
+    let address = listener.address().tcp().unwrap();
     let metrics = ProxyMetrics::default();
     let wide = ProxyDoor::start(
         &settings,

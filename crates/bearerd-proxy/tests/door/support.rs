@@ -263,7 +263,7 @@ impl Door {
         let tokens = Arc::new(FakeTokens { state: Mutex::new(State { views, ..State::default() }) });
         let settings = ProxySettings { listen: "127.0.0.1:0".to_owned(), workers: 1, ..settings };
         let listener = Listener::bind(&settings.listen_settings(), &[]).unwrap();
-        let address = listener.local_addr();
+        let address = listener.address().tcp().unwrap();
         let metrics = ProxyMetrics::default();
         let running = ProxyDoor::start(
             &settings,
