@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use bearerd_admin::{AdminDoor, AdminKeys, AdminParts};
+use bearerd_audit::AccessLog;
 use bearerd_connect::ConnectDoor;
 use bearerd_control::Control;
 use bearerd_crypto::KeyRing;
@@ -40,6 +41,7 @@ pub(crate) struct Daemon {
     pub(crate) addresses: Addresses,
     control: Arc<Control>,
     tokens: Arc<TokenEngine>,
+    access: AccessLog,
     proxy: ProxyDoor,
     connect: ConnectDoor,
     admin: JoinHandle<std::io::Result<()>>,
@@ -142,15 +144,25 @@ impl Daemon {
         let connect =
             ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
         let lender: Arc<dyn AccessTokens> = tokens.clone();
+        let access = AccessLog::start(&settings.access_settings())?;
+        registry.register(Box::new(access.metrics()))?;
         let metrics = ProxyMetrics::default();
         registry.register(Box::new(metrics.clone()))?;
-        let proxy =
-            ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
+        let proxy = ProxyDoor::start(
+            &settings.proxy,
+            bound.proxy,
+            control.snapshot(),
+            lender,
+            clock,
+            &metrics,
+            &access,
+        )?;
         tokens.begin(); // not before everything that may end the start again
         Ok(Self {
             addresses,
             control,
             tokens,
+            access,
             proxy,
             connect,
             admin,
@@ -211,9 +223,14 @@ impl Daemon {
         self.closing.cancel();
         let _ = self.following.await;
         let _ = self.admin.await;
+        // Last, so that every call is in it.
+        self.access.shutdown(ACCESS_FLUSH_MAX).await;
         info!("ended");
     }
 }
+
+/// A healthy sink takes a full queue in a fraction of this; a stuck one shall not hold up the end.
+const ACCESS_FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Who this process is among those of the store, with what its machine has kept.
 async fn process_place(settings: &Settings) -> Result<ProcessPlace> {

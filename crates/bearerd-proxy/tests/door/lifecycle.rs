@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bearerd_proxy::{DoorError, ProxyDoor, ProxyMetrics, ProxySettings};
 use tokio::net::TcpStream;
 
-use crate::support::{Door, Instance, ok, soon};
+use crate::support::{Door, Instance, no_records, ok, soon};
 
 #[tokio::test]
 async fn a_drain_lets_calls_end_and_closes_what_is_idle() {
@@ -81,6 +81,7 @@ async fn several_workers_share_one_socket() {
         Arc::clone(&door.tokens) as _,
         Arc::clone(&door.clock) as _,
         &metrics,
+        &no_records(),
     )
     .unwrap();
     for _ in 0..50 {
@@ -105,6 +106,7 @@ async fn settings_out_of_range_open_no_door() {
         Arc::clone(&door.tokens) as _,
         Arc::clone(&door.clock) as _,
         &ProxyMetrics::default(),
+        &no_records(),
     );
     assert!(matches!(opened, Err(DoorError::Settings(_))));
 }
