@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import exchange
+import h2
 import program
 ID = b"0123456789abcdef0123456789abcdef"
 
@@ -64,15 +65,30 @@ def sendable(path):
 
 
 async def main():
-    given = program.arguments(__doc__, workers=(32, "paths at once"), every=(1, "send every so manieth tricked path"))
+    given = program.arguments(__doc__, workers=(32, "paths at once"), every=(1, "send every so manieth tricked path"), http2=(0, "1: over HTTP/2"))
     begun = time.monotonic()
     judge = await program.start(given)
+    if given.http2 and not await program.speaks_h2(given):
+        judge.find("the proxy door does not speak HTTP/2 by prior knowledge", h2.PREFACE)
+        return program.report(judge, begun)
     plain = [path for family in given.families for path in PLAIN[family]]
     tricks = list(dict.fromkeys(path for base in plain for path in tricked(base) if sendable(path)))[:: given.every]
     hostile = [path for path in dict.fromkeys(ELSEWHERE + tricks) if not judge.sent_paths(path.partition(b"?")[0])]
     kept = [path for path in tricks if judge.sent_paths(path)]  # a trick that gives another good path, such as `_`
     queue = iter([*hostile, *kept, *plain])
     outcomes = Counter()
+
+    async def over_http2(_):
+        connection = None
+        for path in queue:
+            if connection is None or connection.ended or connection.goaway is not None:
+                connection = await h2.Connection.open(given.proxy)
+            fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"b.example"), (b":path", path), (b"authorization", b"Bearer " + given.key.encode())]
+            good = judge.sent_paths(path.partition(b"?")[0])
+            expected = h2.expect(judge, path, fields) if good else None
+            block = h2.block(fields)
+            await h2.exchange(judge, connection, path, expected, [(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, block)])
+            outcomes["good" if good else "hostile"] += 1
 
     async def work(_):
         connection = None
@@ -83,7 +99,7 @@ async def main():
         if connection is not None:
             connection.close()
 
-    await exchange.in_turn(given.workers, work)
+    await exchange.in_turn(given.workers, over_http2 if given.http2 else work)
     at_origin, good = judge.counts["at the origin"], outcomes["good"]
     if at_origin > good:
         judge.find("more requests at the origin than good paths", b"", f"{at_origin} of {good}")

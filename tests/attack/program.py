@@ -78,14 +78,15 @@ def report(judge, begun, **more):
     """Prints the summary; the smallest finding with its exact bytes. Exits 1 if there is one."""
     by_kind = {}
     for finding in judge.findings:
-        kept = by_kind.get(finding.what)
+        kind = f"{finding.what}: {finding.rule}" if finding.rule else finding.what
+        kept = by_kind.get(kind)
         if kept is None or len(finding.stream) < len(kept.stream):
-            by_kind[finding.what] = finding
+            by_kind[kind] = finding
     summary = {
         **more,
         "counts": dict(sorted(judge.counts.items())),
         "findings": {
-            finding.what: {"stream": repr(finding.stream), "seen": finding.seen} for finding in by_kind.values()
+            kind: {"stream": repr(finding.stream), "seen": finding.seen} for kind, finding in by_kind.items()
         },
         "seconds": round(time.monotonic() - begun, 1),
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bearerd_tests::{Daemon, Setup, free_port, release_binary, repository, wait_until};
+use bearerd_tests::{Daemon, Setup, free_port, get, release_binary, repository, wait_until};
 use serde_json::{Value, json};
 
 /// P-01, P-02, P-03, P-15, P-16, P-20, P-23: hostile HTTP/1.1 requests, written by hand.
@@ -31,8 +31,16 @@ fn mutated_requests_are_read_strictly_or_refused() {
 /// P-10, P-11: every family is open, and nothing outside of them is reached.
 #[test]
 fn hostile_paths_reach_nothing_outside_the_families() {
-    let families = "table,stats,attachment,import,sn_sc,sn_km_api,now/email";
-    let seen = Attack::new("attack-paths").families(families).run("paths.py", &["--every", "2"]);
+    let seen = Attack::new("attack-paths").families(FAMILIES).run("paths.py", &["--every", "4"]);
+    assert!(seen["hostile"].as_u64() >= Some(500), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-10, P-11: a `:path` may hold bytes that no request line does.
+#[test]
+fn hostile_paths_over_http2_reach_nothing_outside_the_families() {
+    let attack = Attack::new("attack-h2-paths").families(FAMILIES);
+    let seen = attack.run("paths.py", &["--every", "8", "--http2", "1"]);
     assert!(seen["hostile"].as_u64() >= Some(500), "{seen}");
     expect_calls(&seen, "accepted");
 }
@@ -110,7 +118,7 @@ impl Attack {
         let origin = self.free_address();
         let running = self.start(program, origin, &key, words);
         self.connect("hr", origin, "hr-prod", TOKEN);
-        seen(running, program)
+        self.seen(running, program)
     }
 
     /// Three connections of three users at two instances.
@@ -137,7 +145,7 @@ impl Attack {
         self.connect("hr", origin, "hr-prod", TOKEN);
         self.connect("hr", origin, "hr-second", SECOND_TOKEN);
         self.connect("other", other, "hr-third", THIRD_TOKEN);
-        seen(running, "crosstalk.py")
+        self.seen(running, "crosstalk.py")
     }
 
     /// A caller key under a policy of its own.
@@ -198,16 +206,33 @@ impl Attack {
         let body = json!({"integration": integration, "import": tokens});
         self.daemon.put(&format!("/v1/connections/{connection}"), &body);
     }
-}
 
-/// The program's summary, once it has ended without a finding.
-#[track_caller]
-fn seen(running: Child, program: &str) -> Value {
-    let output = running.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    println!("{program}: {text}");
-    assert!(output.status.success(), "{program} ended with {}", output.status);
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{program} printed no JSON ({error}): {text}"))
+    /// The program's summary, once it has ended without a finding and left nothing behind.
+    #[track_caller]
+    fn seen(&self, running: Child, program: &str) -> Value {
+        let output = running.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{program}: {text}");
+        assert!(output.status.success(), "{program} ended with {}", output.status);
+        self.expect_calm();
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{program} printed no JSON ({error}): {text}"))
+    }
+
+    /// P-18: no call and no connection of a caller is left. P-23: whatever was sent, an event is a line of the log.
+    #[track_caller]
+    fn expect_calm(&self) {
+        let metrics = get(&format!("{}/metrics", self.daemon.admin_origin()));
+        for gauge in ["bearerd_proxy_requests_in_flight", "bearerd_proxy_caller_connections"] {
+            wait_until(&format!("{gauge} is back at 0"), Duration::from_secs(20), || {
+                metrics.send().text().lines().any(|line| line == format!("{gauge} 0")).then_some(())
+            });
+        }
+        for line in self.daemon.log().lines() {
+            let event: Result<Value, _> = serde_json::from_str(line);
+            assert!(event.is_ok_and(|event| event.is_object()), "no event: {line}");
+        }
+    }
 }
 
 /// It happened at all: what never came through proves nothing.
@@ -222,6 +247,7 @@ fn asked(variable: &str, default: u32) -> String {
     asked.unwrap_or_else(|| default.to_string())
 }
 
+const FAMILIES: &str = "table,stats,attachment,import,sn_sc,sn_km_api,now/email";
 const TOKEN: &str = "attack-access-token";
 const SECOND_TOKEN: &str = "attack-access-token-of-the-second";
 const THIRD_TOKEN: &str = "attack-access-token-of-the-third";
