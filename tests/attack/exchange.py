@@ -18,6 +18,7 @@ class Stale(Exception):
 
 async def exchange(judge, address, stream, pieces, connection=None):
     """Gives the connection back if it can be used for another stream, else None."""
+    since = len(judge.findings)
     reading, expectations = judge.read(stream)
     while True:
         is_reused = connection is not None
@@ -37,6 +38,7 @@ async def exchange(judge, address, stream, pieces, connection=None):
         except TimeoutError:
             judge.find("neither an answer nor the end came", stream, repr(connection.held[:200]))
         judge.forget(expectations)
+        judge.name_rule(stream, reading, since)
         if usable and not connection.ended:
             return connection
         connection.close()
@@ -75,10 +77,12 @@ async def leave(judge, connection, stream):
         if rest is None:
             raise TimeoutError
     for status in re.findall(rb"HTTP/1\.[01] ([2-9][0-9]{2}) ", rest):
-        judge.counts[f"refused {status.decode()}"] += 1
-        if status[:1] != b"4":
-            what = "accepted what must be refused" if status < b"5" else f"a hostile request was answered {status.decode()}"
-            judge.find(what, stream, repr(rest[:300]))
+        kind = {b"4": "refused", b"5": "refused"}.get(status[:1], "accepted wrongly:")
+        judge.counts[f"{kind} {status.decode()}"] += 1
+        if status >= b"5":
+            judge.find(f"a hostile request was answered {status.decode()}", stream, repr(rest[:300]))
+        elif status < b"4":
+            judge.find("accepted what must be refused", stream, repr(rest[:300]))
     if rest and not rest.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
         raise BadAnswer(repr(rest[:200]))
     return False

@@ -9,7 +9,6 @@ import time
 import exchange
 import program
 import strict
-from caller import Caller
 
 KEY = b"KEY"  # stands for the caller key
 TARGET = b"/api/now/table/incident?n=TAG"  # TAG: another one in each stream
@@ -511,7 +510,7 @@ async def main():
             found = first_fault(judge, stream)
             if found != rule:
                 judge.find("the shape and the list disagree", stream, f"{name}: {rule}, list: {found}")
-            before, accepted = len(judge.findings), judge.counts["accepted"]
+            before = len(judge.findings)
             await exchange.exchange(judge, given.proxy, stream, pieces)
             for finding in judge.findings[before:]:
                 if finding.stream == stream:

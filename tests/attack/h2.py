@@ -8,6 +8,9 @@ import struct
 
 import hpack
 
+import strict
+from caller import Answer
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, END_HEADERS, PADDED, ACK = 0x1, 0x4, 0x8, 0x1
@@ -165,3 +168,32 @@ class Connection:
     def close(self):
         self.loop.remove_reader(self.channel)
         self.channel.close()
+
+
+def expect(judge, shown, fields, body=b""):
+    """A message that may come to the origin, as the HTTP/1.1 request that it stands for."""
+    said = dict(fields)
+    sent = [(b"host", said.get(b":authority", said.get(b"host", b"")))]
+    sent += [field for field in fields if not field[0].startswith(b":")]
+    return judge.expect(shown, strict.Request(said[b":method"], said[b":path"], (1, 1), sent, body))
+
+
+async def exchange(judge, connection, shown, expected, frames):
+    """Sends one message on a new stream and has what comes of it judged: gives the status, or None for a reset stream
+    or a closed connection. `expected` is None where the message must be refused."""
+    stream = connection.stream()
+    try:
+        for kind, flags, payload in frames:
+            await connection.send(frame(kind, flags, stream, payload))
+    except Ended:
+        pass
+    if not await connection.until(lambda: connection.is_over(stream), 10):
+        judge.find("neither an answer, a reset nor the end came", shown)
+    status = connection.status(stream)
+    if status is None:
+        judge.counts["closed" if connection.ended or connection.goaway is not None else "reset"] += 1
+    else:
+        judge.answered(shown, expected, Answer(status, connection.fields(stream), connection.bodies.get(stream, b"")))
+    if expected is not None:
+        judge.forget([expected])
+    return status

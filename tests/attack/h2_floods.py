@@ -15,7 +15,7 @@ from caller import Caller
 PATH = b"/api/now/table/flood"
 GROWTH_KIB_MAX = 32 * 1024
 # A flood that was not ended by then has gone on to its end.
-SECONDS_MAX, FRAMES_MAX = 4, 100_000
+SECONDS_MAX, FRAMES_MAX = 3, 50_000
 PROCESSOR_S_MAX = 1.0
 PROBE_EVERY_S, PROBE_S_MAX = 0.05, 3.0
 BATCH = 64  # sequences of frames in one write

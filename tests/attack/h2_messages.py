@@ -6,8 +6,6 @@ import time
 
 import h2
 import program
-import strict
-from caller import Answer
 
 TARGET = b"/api/now/table/incident?n=TAG"
 GOOD, MAY = "good", "may"  # must pass; may pass or not, but as one clean request
@@ -211,56 +209,34 @@ def fill(field, number, key):
 
 
 async def message(judge, given, name, rule, fields, data, trailers):
-    """One request on a connection of its own, then a good one behind it where the connection goes on."""
+    """One request on a connection of its own."""
     shown = repr((fields, data, trailers))[:3000].encode()
+    since = len(judge.findings)
     connection = await h2.Connection.open(given.proxy)
-    expected = None
-    if rule in (GOOD, MAY):
-        said = dict(fields)
-        body = b"".join(data)
-        sent = [(b"host", said.get(b":authority", said.get(b"host", b"")))]
-        sent += [field for field in fields if not field[0].startswith(b":")]
-        expected = judge.expect(shown, strict.Request(said[b":method"], said[b":path"], (1, 1), sent, body))
-    stream = connection.stream()
-    try:
-        for piece in frames(stream, fields, data, trailers):
-            await connection.send(piece)
-    except h2.Ended:
-        pass
-    if not await connection.until(lambda: connection.is_over(stream), 10):
-        judge.find(f"neither an answer, a reset nor the end came [{name}]", shown)
-    status = connection.status(stream)
-    if status is not None:
-        held = connection.fields(stream)
-        judge.answered(shown, expected, Answer(status, held, connection.bodies.get(stream, b"")))
-    else:
-        judge.counts["closed" if connection.ended or connection.goaway is not None else "reset"] += 1
+    expected = h2.expect(judge, shown, fields, b"".join(data)) if rule in (GOOD, MAY) else None
+    status = await h2.exchange(judge, connection, shown, expected, frames(fields, data, trailers))
     if rule == GOOD and (status is None or status >= 400):
-        judge.find(f"a good message did not pass [{name}]", shown, f"{status} {connection.resets} {connection.goaway}")
-    for finding in judge.findings:
-        if finding.stream == shown and "[" not in finding.what:
-            finding.what += f" [{name}: {rule}]"
-    if expected is not None:
-        judge.forget([expected])
+        judge.find("a good message did not pass", shown, f"{status} {connection.resets} {connection.goaway}")
+    for finding in judge.findings[since:]:
+        finding.rule = f"{name} ({rule})"
     connection.close()
 
 
-def frames(stream, fields, data, trailers):
-    """HEADERS with its CONTINUATIONs, DATA, and HEADERS of trailers."""
+def frames(fields, data, trailers):
+    """HEADERS with its CONTINUATIONs, DATA, and HEADERS of trailers: each as kind, flags and payload."""
+    made = []
     encoded = h2.block(fields)
     pieces = [encoded[at : at + 16_000] for at in range(0, len(encoded), 16_000)]
-    ends = not data and trailers is None
+    ends = h2.END_STREAM if not data and trailers is None else 0
     for index, piece in enumerate(pieces):
-        flags = h2.END_HEADERS if index == len(pieces) - 1 else 0
-        if index == 0:
-            yield h2.frame(h2.HEADERS, flags | (h2.END_STREAM if ends else 0), stream, piece)
-        else:
-            yield h2.frame(h2.CONTINUATION, flags, stream, piece)
+        last = h2.END_HEADERS if index == len(pieces) - 1 else 0
+        made.append((h2.CONTINUATION, last, piece) if index else (h2.HEADERS, last | ends, piece))
     for index, piece in enumerate(data):
         ends = index == len(data) - 1 and trailers is None
-        yield h2.frame(h2.DATA, h2.END_STREAM if ends else 0, stream, piece)
+        made.append((h2.DATA, h2.END_STREAM if ends else 0, piece))
     if trailers is not None:
-        yield h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, h2.block(trailers))
+        made.append((h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, h2.block(trailers)))
+    return made
 
 
 async def sequence(judge, given, name, sent):

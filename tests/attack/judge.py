@@ -49,6 +49,7 @@ class Finding:
     what: str
     stream: bytes
     seen: str = ""
+    rule: str = ""  # of the written list, where the stream breaks one
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +102,13 @@ class Judge:
         if reading.partial is not None:
             self.heads[head_content(reading.partial)] += 1
         return reading, expectations
+
+    def name_rule(self, stream, reading, since):
+        """Says of the findings `since` which rule their stream breaks first."""
+        broken = [request.refused for request in reading.requests if request.refused] + [reading.rule or "h11's alone"]
+        for finding in self.findings[since:]:
+            if finding.stream is stream:
+                finding.rule = broken[0]
 
     def expect(self, stream, request):
         """A request that may come to the origin, once."""

@@ -32,11 +32,12 @@ class Origin:
         self.markers = 0
         self.connections = 0
         self.on_record = self.on_cut = self.on_fault = lambda *_: None
+        self.kind = OriginConnection
         self.server = None
 
     async def start(self, host, port):
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: OriginConnection(self), host, port, backlog=4096)
+        self.server = await loop.create_server(lambda: self.kind(self), host, port, backlog=4096)
         return self.server.sockets[0].getsockname()[:2]
 
 

@@ -62,7 +62,7 @@ def main():
             daemon.wait()
 
 
-def attack(doors, admin_key, host, daemon, name, words):
+def attack(doors, admin_key, host, daemon, name_of_program, words):
     admin = Admin("http://" + doors["admin"], admin_key)
     while True:
         try:
@@ -72,14 +72,22 @@ def attack(doors, admin_key, host, daemon, name, words):
             if daemon.poll() is not None:
                 return 2
             time.sleep(0.02)
-    rule = {"connections": "all", "tables": "all", "methods": ["GET", "POST", "PUT", "PATCH", "DELETE"]}
-    admin.send("PUT", "/v1/policies/open", {"rules": [rule]})
-    key = admin.send("POST", "/v1/keys", {"description": "attack", "policies": ["open"]})["caller_key"]
-    origin = f"{host}:{free_port(host)}"
-    program = Path(__file__).parent / name
-    arguments = ["--proxy", doors["proxy"], "--origin", origin, "--key", key, "--token", TOKEN]
-    if "pid" in program.read_text():
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    keys = {}
+    for name, connections in {"open": "all", "second": {"ids": ["hr-second"]}, "third": {"ids": ["hr-third"]}}.items():
+        rule = {"connections": connections, "tables": "all", "methods": methods}
+        if "--families" in words:
+            rule["families"] = words[words.index("--families") + 1].split(",")
+        admin.send("PUT", f"/v1/policies/{name}", {"rules": [rule]})
+        keys[name] = admin.send("POST", "/v1/keys", {"description": "attack", "policies": [name]})["caller_key"]
+    origin, other = (f"{host}:{free_port(host)}" for _ in range(2))
+    program = Path(__file__).parent / name_of_program
+    arguments = ["--proxy", doors["proxy"], "--origin", origin, "--key", keys["open"], "--token", TOKEN]
+    if name_of_program == "h2_floods.py":
         arguments += ["--pid", str(daemon.pid)]
+    if name_of_program == "crosstalk.py":
+        arguments += ["--second-key", keys["second"], "--third-key", keys["third"], "--other-origin", other]
+        arguments += ["--second-token", f"{TOKEN}-2", "--third-token", f"{TOKEN}-3"]
     running = subprocess.Popen([sys.executable, program, *arguments, *words])
     while running.poll() is None:
         try:
@@ -89,11 +97,17 @@ def attack(doors, admin_key, host, daemon, name, words):
         except OSError:
             time.sleep(0.02)
     if running.poll() is None:
-        integration = {"instance": f"http://{origin}", "client_id": "c", "client_secret": "s"}
-        admin.send("PUT", "/v1/integrations/hr", integration)
-        tokens = {"access_token": TOKEN, "expires_in": 86400}
-        admin.send("PUT", "/v1/connections/hr-prod", {"integration": "hr", "import": tokens})
+        connect(admin, "hr", origin, "hr-prod", TOKEN)
+        if name_of_program == "crosstalk.py":
+            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2")
+            connect(admin, "other", other, "hr-third", f"{TOKEN}-3")
     return running.wait()
+
+
+def connect(admin, integration, instance, connection, token):
+    admin.send("PUT", f"/v1/integrations/{integration}", {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s"})
+    tokens = {"access_token": token, "expires_in": 86400}
+    admin.send("PUT", f"/v1/connections/{connection}", {"integration": integration, "import": tokens})
 
 
 if __name__ == "__main__":

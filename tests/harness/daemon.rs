@@ -258,6 +258,10 @@ impl Daemon {
         self.setup.folder()
     }
 
+    pub fn address(&self) -> IpAddr {
+        self.setup.address
+    }
+
     /// This process, for a [`Recorder`](super::history::Recorder).
     pub fn watched(&self) -> Watched {
         Watched {
