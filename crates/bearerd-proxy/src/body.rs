@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::{
+    caller::CallerConnection,
     coarse::Coarse,
     pool::Pool,
     under_way::UnderWay,
@@ -37,6 +38,7 @@ pub(crate) struct CallerBody(Rc<Shared>);
 #[derive(Debug)]
 struct Shared {
     incoming: RefCell<Incoming>,
+    caller: Rc<CallerConnection>,
     kept: RefCell<Kept>,
     bytes_max: u64,
     received: Cell<u64>,
@@ -60,8 +62,15 @@ struct Kept {
 }
 
 impl CallerBody {
-    pub(crate) fn new(incoming: Incoming, bytes_max: u64, keep_bytes_max: usize, now: Coarse) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        caller: Rc<CallerConnection>,
+        bytes_max: u64,
+        keep_bytes_max: usize,
+        now: Coarse,
+    ) -> Self {
         Self(Rc::new(Shared {
+            caller,
             ended: Cell::new(incoming.is_end_stream()),
             incoming: RefCell::new(incoming),
             kept: RefCell::new(Kept {
@@ -216,6 +225,10 @@ impl Shared {
                 }
             };
             self.waiting_since.set(None);
+            // What was read is known to be right or wrong before the parser hands it on.
+            if self.caller.body_fault().is_some() {
+                return Poll::Ready(Err(self.fail(BodyFault::Broken)));
+            }
             match frame {
                 Some(Ok(frame)) => {
                     let Ok(chunk) = frame.into_data() else { continue };

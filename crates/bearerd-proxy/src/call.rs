@@ -10,7 +10,7 @@ use bearerd_model::ConnectionId;
 use bearerd_policy::Method;
 use bearerd_tokens::{AfterRefusal, LentToken};
 use bytes::BytesMut;
-use http::{Request, Response, StatusCode, request, uri::PathAndQuery};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request, uri::PathAndQuery};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::task::spawn_local;
@@ -46,6 +46,7 @@ pub(crate) async fn serve(
     let (parts, body) = request.into_parts();
     let request_id = worker.ids.id_for(&parts.headers);
     let mut under_way = UnderWay::begin(&worker, caller, &parts, &request_id);
+    let has_body = !body.is_end_stream();
     let outcome = match (worker.draining.get(), wire_fault) {
         (true, _) => Err(Failed::before(Fault::new(Code::Draining).closing())),
         (false, Some(fault)) => Err(Failed::before(Fault::malformed(fault.detail()))),
@@ -59,7 +60,7 @@ pub(crate) async fn serve(
         }
         Err(failed) => {
             failed.log(&request_id);
-            let fault = failed.fault;
+            let fault = if has_body && !under_way.has_whole_body() { failed.fault.closing() } else { failed.fault };
             let response = fault.respond(Wanted::of(&parts.headers).format, request_id, parts.version);
             under_way.failed(&fault, response.body().own_len());
             response
@@ -154,7 +155,8 @@ async fn answer(
         return Err(concerned(Fault::new(Code::BodyTooLarge).closing()));
     }
     let body = has_body.then(|| {
-        CallerBody::new(body, family.body_bytes_max, limits.replay_body_bytes_max, worker.now.clone())
+        let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
+        CallerBody::new(body, caller, family.body_bytes_max, limits.replay_body_bytes_max, now)
     });
     if let Some(body) = &body {
         under_way.carries(body.clone());
@@ -195,6 +197,10 @@ async fn answer(
     let mut response = Response::new(stream);
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer_head::headers(answer.headers, base, request_id.value());
+    if has_body && !under_way.has_whole_body() && parts.version != Version::HTTP_2 {
+        // It came before the request's end: what is left of that may never be read.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(Answer::Instance(response))
 }
 
@@ -279,7 +285,8 @@ async fn token_response(
         return Err(Fault::new(Code::MethodRefused).allowing("POST").into());
     }
     under_way.record().family = Text::new("oauth_token");
-    let body = CallerBody::new(body, token_endpoint::BODY_BYTES_MAX as u64, 0, worker.now.clone());
+    let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
+    let body = CallerBody::new(body, caller, token_endpoint::BODY_BYTES_MAX as u64, 0, now);
     under_way.carries(body.clone());
     let form = whole(worker, &body).await?;
     let refused = |refusal: token_endpoint::Refusal| Ok(Answer::Own(refusal.respond(request_id.clone())));

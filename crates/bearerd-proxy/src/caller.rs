@@ -91,11 +91,13 @@ impl CallerConnection {
     /// A trusted proxy is to say who calls, and does not.
     pub(crate) fn source(&self, rule: &CallerRule, headers: &HeaderMap) -> Result<Option<IpAddr>, Fault> {
         let Some(peer) = self.peer.get() else { return Ok(None) };
-        rule.caller_of(&peer, headers).map_err(|fault| Fault::malformed(match fault {
-            ForwardedFault::Missing => "The proxy before bearerd sent no Forwarded header.",
-            ForwardedFault::Malformed => "The Forwarded header is malformed.",
-            ForwardedFault::Hidden => "The Forwarded header hides the caller's address.",
-        }))
+        rule.caller_of(&peer, headers).map_err(|fault| {
+            Fault::malformed(match fault {
+                ForwardedFault::Missing => "The proxy before bearerd sent no Forwarded header.",
+                ForwardedFault::Hidden => "The Forwarded header hides the caller's address.",
+                _ => "The Forwarded header is malformed.",
+            })
+        })
     }
 
     /// From here on the caller's bytes are HTTP/2.
@@ -111,6 +113,16 @@ impl CallerConnection {
         self.active_at.set(now);
         match &*self.watch.borrow() {
             Watch::Http1(scanner) => scanner.fault().filter(|(at, _)| *at <= index).map(|(_, fault)| fault),
+            Watch::Http2(_) => None,
+        }
+    }
+
+    /// What is wrong with the body of the call under way, as far as it has come.
+    pub(crate) fn body_fault(&self) -> Option<WireFault> {
+        match &*self.watch.borrow() {
+            Watch::Http1(scanner) => {
+                scanner.fault().filter(|(at, _)| at + 1 == self.begun.get()).map(|(_, fault)| fault)
+            }
             Watch::Http2(_) => None,
         }
     }

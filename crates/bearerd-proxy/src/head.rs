@@ -76,6 +76,10 @@ fn check_target<'a>(limits: &Limits, sent: &'a request::Parts) -> Result<Option<
     if !own || !uri.path().starts_with('/') {
         return Err(Fault::malformed("The request target is not a path."));
     }
+    let visible = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !visible(uri.path()) || !uri.query().is_none_or(visible) {
+        return Err(Fault::malformed("The request target holds a byte that no URI may (RFC 3986 §2)."));
+    }
     if uri.path().len() + uri.query().map_or(0, |query| query.len() + 1) > limits.target_bytes_max {
         return Err(Fault::new(Code::TargetTooLong).closing());
     }
@@ -187,6 +191,8 @@ mod tests {
         for target in ["http://b.example/x", "https://other/x", "b.example", "b.example:80", "*"] {
             check_head("GET", target, &[HOST], MALFORMED);
         }
+        check_head("GET", "/x?q=\u{e9}", &[HOST], MALFORMED);
+        check_head("GET", "/\u{e9}", &[HOST], MALFORMED);
         check_head("GET", "/x", &[], MALFORMED);
         check_head("GET", "/x", &[HOST, HOST], MALFORMED);
         check_head("GET", "/x", &[HOST, ("host", "other")], MALFORMED);

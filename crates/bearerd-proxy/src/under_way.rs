@@ -115,6 +115,11 @@ impl UnderWay {
         self.0.body = Some(body);
     }
 
+    /// The caller has sent all of the body, and it went on.
+    pub(crate) fn has_whole_body(&self) -> bool {
+        self.0.body.as_ref().is_some_and(CallerBody::has_ended)
+    }
+
     /// The call is sent once more, with a newer token.
     pub(crate) fn replayed(&mut self, generation: Generation) {
         self.0.record.replayed = true;

@@ -1,6 +1,6 @@
 //! Reads along with the parser, and notes what the parser forgives and a strict reading does not (P-02): a line that
-//! ends in a bare LF, two body lengths (hyper drops one of them), transfer codings beside `chunked` (dropped too), a
-//! `#` in the request target (cut off in silence).
+//! ends in a bare LF, two body lengths (hyper drops one of them, and does not look at it), transfer codings beside
+//! `chunked` (dropped too), a `#` in the request target (cut off in silence), and what stands around the data of chunks.
 //! Purely an observer: it follows the framing of each request and never changes a byte.
 
 use std::io::BufRead;
@@ -10,8 +10,11 @@ use std::io::BufRead;
 pub(crate) enum WireFault {
     BareLineFeed,
     TwoLengths,
+    Length,
     TransferCoding,
     Fragment,
+    Chunk,
+    Trailer,
 }
 
 impl WireFault {
@@ -20,7 +23,10 @@ impl WireFault {
             Self::BareLineFeed => "A line of the head does not end in CR LF.",
             Self::TwoLengths => "The request states its body's length twice.",
             Self::TransferCoding => "The request has a transfer coding other than chunked alone.",
+            Self::Length => "The Content-Length is not a number.",
             Self::Fragment => "The request target holds a fragment.",
+            Self::Chunk => "A chunk's size or extension is malformed.",
+            Self::Trailer => "The trailers are malformed, or hold what belongs into the head.",
         }
     }
 }
@@ -107,10 +113,11 @@ impl Scanner {
     /// `line` is without its LF.
     fn line(&mut self, line: &[u8]) {
         let Some(line) = line.strip_suffix(b"\r") else {
-            return match self.state {
-                State::RequestLine | State::Header => self.found(WireFault::BareLineFeed),
-                _ => self.over(),
-            };
+            return self.found(match self.state {
+                State::RequestLine | State::Header => WireFault::BareLineFeed,
+                State::Trailer => WireFault::Trailer,
+                _ => WireFault::Chunk,
+            });
         };
         match self.state {
             // Empty lines before a request line are skipped (RFC 9112 §2.2).
@@ -121,6 +128,7 @@ impl Scanner {
             State::Header => self.header(line),
             State::ChunkSize => self.chunk_size(line),
             State::Trailer if line.is_empty() => self.next_request(),
+            State::Trailer if !is_harmless_trailer(line) => self.found(WireFault::Trailer),
             State::Trailer | State::Body(_) | State::Chunk(_) | State::Over => {}
         }
     }
@@ -130,10 +138,11 @@ impl Scanner {
             Some(b'c') => {
                 if let Some(value) = value_of(line, b"content-length") {
                     self.lengths += 1;
-                    let digits = std::str::from_utf8(value.trim_ascii()).ok();
-                    match digits.and_then(|digits| digits.parse().ok()) {
+                    let digits = value.trim_ascii();
+                    let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+                    match number.filter(|_| digits.iter().all(u8::is_ascii_digit)) {
                         Some(length) => self.length = length,
-                        None => self.over(),
+                        None => self.found(WireFault::Length),
                     }
                 }
             }
@@ -162,13 +171,14 @@ impl Scanner {
     }
 
     fn chunk_size(&mut self, line: &[u8]) {
-        let digits = line.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().unwrap_or_default();
+        let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
+        let (digits, extensions) = line.split_at(end);
         let size = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        match size {
+        match size.filter(|_| are_extensions(extensions)) {
             Some(0) => self.state = State::Trailer,
             // With the CR LF after the data.
             Some(size) => self.state = State::Chunk(size.saturating_add(2)),
-            None => self.over(),
+            None => self.found(WireFault::Chunk),
         }
     }
 
@@ -178,7 +188,8 @@ impl Scanner {
     }
 
     fn found(&mut self, fault: WireFault) {
-        self.fault = Some((self.heads, fault));
+        let of_body = matches!(self.state, State::ChunkSize | State::Trailer);
+        self.fault = Some((self.heads - u64::from(of_body), fault));
         self.over();
     }
 
@@ -198,6 +209,58 @@ fn skip(bytes: &mut &[u8], left: u64) -> u64 {
 fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, rest) = line.split_at_checked(name.len())?;
     if start.eq_ignore_ascii_case(name) { rest.strip_prefix(b":") } else { None }
+}
+
+/// `*( ";" token [ "=" ( token / quoted-string ) ] )` (RFC 9112 §7.1.1), without the white space that no one may send.
+fn are_extensions(mut text: &[u8]) -> bool {
+    while let [b';', rest @ ..] = text {
+        let Some(rest) = after_token(rest) else { return false };
+        text = match rest {
+            [b'=', b'"', rest @ ..] => match after_quoted(rest) {
+                Some(rest) => rest,
+                None => return false,
+            },
+            [b'=', rest @ ..] => match after_token(rest) {
+                Some(rest) => rest,
+                None => return false,
+            },
+            rest => rest,
+        };
+    }
+    text.is_empty()
+}
+
+/// What follows a token (RFC 9110 §5.6.2).
+fn after_token(text: &[u8]) -> Option<&[u8]> {
+    let end = text.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(text.len());
+    (end > 0).then(|| &text[end..])
+}
+
+/// What follows the closing quote of a string (RFC 9110 §5.6.4) whose opening one was read.
+fn after_quoted(mut text: &[u8]) -> Option<&[u8]> {
+    loop {
+        text = match text {
+            [b'"', rest @ ..] => return Some(rest),
+            [b'\\', b' '..=b'~' | b'\t', rest @ ..] | [b' '..=b'[' | b']'..=b'~' | b'\t', rest @ ..] => rest,
+            _ => return None,
+        };
+    }
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A field that may come after a body: it is dropped, so that it must not be one that anybody could act on (RFC 9110
+/// §6.5.1).
+fn is_harmless_trailer(line: &[u8]) -> bool {
+    let Some(end) = line.iter().position(|byte| *byte == b':') else { return false };
+    let (name, value) = (&line[..end], &line[end + 1..]);
+    let acted_on = ["content-length", "transfer-encoding", "host", "authorization", "content-encoding", "trailer"];
+    !name.is_empty()
+        && name.iter().all(|byte| is_token_byte(*byte))
+        && !acted_on.iter().any(|acted_on| name.eq_ignore_ascii_case(acted_on.as_bytes()))
+        && value.iter().all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
 }
 
 /// Longer than any head that passes.
@@ -265,10 +328,37 @@ mod tests {
             &format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}X-T: 1\r\n\r\n{bad}"),
             found,
         );
-        // What the parser refuses by itself is not followed further.
-        check(&format!("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n{bad}"), None);
-        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{bad}"), None);
-        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\n{bad}"), None);
+    }
+
+    /// The parser does not look at a length beside a transfer coding.
+    #[test]
+    fn a_length_is_a_number() {
+        for length in ["x", "-1", "+1", "", "99999999999999999999", "3, 3", "0_3", "0x3", "3 3"] {
+            let found = Some((0, WireFault::Length));
+            check(&format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"), found);
+            check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n"), found);
+        }
+        check("POST / HTTP/1.1\r\nContent-Length: \t0003 \r\n\r\nabc", None);
+    }
+
+    /// RFC 9112 §7.1.
+    #[test]
+    fn what_stands_around_chunks_is_read_strictly() {
+        let chunked = "GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for size in ["3 ", "3\t", " 3", "0x3", "+3", "", "zz", "3;", "3;=a", "3;a=", "3;a b", "3;a=\"b", "3;a=b\"c", "3;;a",
+                     "3;a,b", "3 ;a", "3; a", "3;a\u{7f}", "3;\u{8}", "3;a=\"\u{0}\""] {
+            check(&format!("{chunked}{size}\r\nabc\r\n"), Some((1, WireFault::Chunk)));
+        }
+        check(&format!("{chunked}3\nabc\r\n"), Some((1, WireFault::Chunk)));
+        for size in ["3", "03", "3;a", "3;a=b", "3;a=\"b; \\\"c\"", "3;a;b=1"] {
+            check(&format!("{chunked}{size}\r\nabc\r\n0\r\n\r\n"), None);
+        }
+        for trailer in ["X-T", "X T: 1", ": 1", "X-T: a\u{0}b", "Content-Length: 3", "transfer-encoding: gzip", "Host: x",
+                        " X: 1"] {
+            check(&format!("{chunked}0\r\nX: 1\r\n{trailer}\r\n\r\n"), Some((1, WireFault::Trailer)));
+        }
+        check(&format!("{chunked}0\r\nX-T: 1\n\r\n"), Some((1, WireFault::Trailer)));
+        check(&format!("{chunked}0\r\n\n"), Some((1, WireFault::Trailer)));
     }
 
     #[test]

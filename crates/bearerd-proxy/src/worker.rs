@@ -5,7 +5,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::{Future, poll_fn},
-    io,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
