@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from . import BenchError
 from .certificates import Certificates
 from .machine import free_ports
-from .origin import ACCESS_TOKEN, TABLES, Origin
+from .origin import ACCESS_TOKEN, CONNECT_MAX_S, POOL_IDLE_MAX, TABLES, Origin
 from .processes import Process, running
 from .proxy import Proxy
 
@@ -125,6 +125,8 @@ def settings(installation: Installation, workers: int, tls: Certificates | None,
     chosen = {
         "PROXY__LISTEN": f"127.0.0.1:{installation.proxy_port}",
         "PROXY__WORKERS": str(workers),
+        "PROXY__POOL_IDLE_MAX": str(POOL_IDLE_MAX),
+        "EGRESS__CONNECT_TIMEOUT_S": str(CONNECT_MAX_S),
         "CONNECT__LISTEN": f"127.0.0.1:{installation.connect_port}",
         "CONNECT__PUBLIC_URL": f"http://127.0.0.1:{installation.connect_port}",
         # The operator imports the connection: nobody else needs to confirm it.
@@ -175,7 +177,7 @@ def writes_records(binary: pathlib.Path, folder: pathlib.Path) -> bool:
         with serving(install(binary, trial), name="trial"):
             return True
     except BenchError as error:
-        if "access" in str(error):
+        if "there is no setting access." in str(error):
             return False
         raise
 
@@ -200,6 +202,17 @@ def bearerd(
         caller_key = installation.set_up(origin, certificates)
         proxy = Proxy(name, process, installation.proxy_port, caller_key, tls)
         yield Bearerd(proxy, installation, records)
+
+
+@contextlib.contextmanager
+def explaining(daemon: Bearerd) -> Iterator[None]:
+    """Adds to a failure which errors bearerd made itself."""
+    try:
+        yield
+    except BenchError as error:
+        series = daemon.installation.metrics()
+        made = {k: int(v) for k, v in series.items() if k.startswith("bearerd_proxy_errors_total{") and v}
+        raise BenchError(f"{error}; bearerd made {made or 'no errors'}") from error
 
 
 def check_counts(daemon: Bearerd, answered: int) -> None:
