@@ -127,7 +127,7 @@ impl Setup {
         &self.name
     }
 
-    /// A setting over what the file says: `set("proxy.first_byte_timeout_s", "1")`. The last one wins.
+    /// A setting over what the file says: `set("proxy.table.first_byte_timeout_s", "1")`. The last one wins.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         let variable = format!("BEARERD__{}", name.to_ascii_uppercase().replace('.', "__"));
@@ -256,6 +256,10 @@ impl Daemon {
 
     pub fn folder(&self) -> &Path {
         self.setup.folder()
+    }
+
+    pub fn address(&self) -> IpAddr {
+        self.setup.address
     }
 
     /// This process, for a [`Recorder`](super::history::Recorder).

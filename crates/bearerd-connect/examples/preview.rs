@@ -124,7 +124,7 @@ fn instance() -> InstanceOrigin {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8099".to_owned());
-    let listen = ListenSettings { address: address.clone(), tls: None };
+    let listen = ListenSettings::at(address.clone());
     let settings = ConnectSettings { public_url: format!("http://{address}"), ..ConnectSettings::default() };
     let listener = Listener::bind(&listen, ConnectDoor::ALPN)?;
     let door = ConnectDoor::start(listener, &settings, Arc::new(Samples), CancellationToken::new())?;

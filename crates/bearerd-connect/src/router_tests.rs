@@ -759,9 +759,9 @@ async fn more_requests_than_places_are_refused() {
 #[tokio::test]
 async fn the_door_serves_until_shutdown() {
     let settings = ConnectSettings::default();
-    let listen = ListenSettings { address: "127.0.0.1:0".to_owned(), tls: None };
+    let listen = ListenSettings::at("127.0.0.1:0");
     let listener = Listener::bind(&listen, ConnectDoor::ALPN).unwrap();
-    let address = listener.local_addr();
+    let address = listener.address().tcp().unwrap();
     let shutdown = CancellationToken::new();
     let script = Arc::new(Script::new(connected()));
     let door = ConnectDoor::start(listener, &settings, script, shutdown.clone()).unwrap();

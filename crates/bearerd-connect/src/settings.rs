@@ -3,17 +3,24 @@
 use std::time::Duration;
 
 use bearerd_control::ConnectRules;
-use bearerd_net::{ListenSettings, TlsSettings};
+use bearerd_net::{CallerAddress, ListenSettings, SocketMode, TlsSettings};
+use ipnet::IpNet;
 use url::Url;
 
 /// `[connect]`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectSettings {
-    /// `IP:PORT`. Default: 127.0.0.1:8081.
+    /// `IP:PORT`, `unix:/PATH`, `inherited:NAME` or `inherited`. Default: 127.0.0.1:8081.
     pub listen: String,
+    /// Mode of a unix socket that the door makes: `0660`.
+    pub listen_mode: SocketMode,
     /// Default: plain HTTP.
     pub tls: Option<TlsSettings>,
+    /// Where callers' addresses come from: the peer, the PROXY protocol, or `Forwarded`.
+    pub caller_address: CallerAddress,
+    /// Networks of the proxies that are believed about it.
+    pub trusted_proxies: Vec<IpNet>,
     /// Where browsers reach this door: `https://connect.example`, no path. Redirect URIs, cookies and links are made
     /// from it, never from a request (O-16).
     pub public_url: String,
@@ -27,7 +34,10 @@ impl Default for ConnectSettings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8081".to_owned(),
+            listen_mode: SocketMode::default(),
             tls: None,
+            caller_address: CallerAddress::default(),
+            trusted_proxies: Vec::new(),
             public_url: "http://127.0.0.1:8081".to_owned(),
             confirm: true,
             link_lifetime_s: 600,
@@ -49,7 +59,13 @@ pub enum InvalidConnectSettings {
 
 impl ConnectSettings {
     pub fn listen_settings(&self) -> ListenSettings {
-        ListenSettings { address: self.listen.clone(), tls: self.tls.clone() }
+        ListenSettings {
+            address: self.listen.clone(),
+            mode: self.listen_mode,
+            tls: self.tls.clone(),
+            caller_address: self.caller_address,
+            trusted_proxies: self.trusted_proxies.clone(),
+        }
     }
 
     /// What the acts behind this door need to know.

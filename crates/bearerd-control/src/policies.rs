@@ -1,6 +1,6 @@
 //! Policies: what a caller may do with which connections.
 
-use bearerd_model::{CallerKey, Policy, PolicyId, Rule};
+use bearerd_model::{CallerKey, Policy, PolicyId, RateLimit, Rule};
 use bearerd_policy::validate_policy;
 use bearerd_store::Kind;
 
@@ -11,6 +11,8 @@ use crate::{ActError, Control, Page, Revision, Versioned, Written};
 pub struct PolicySpec {
     pub description: String,
     pub rules: Vec<Rule>,
+    pub rate: Option<RateLimit>,
+    pub concurrency_max: Option<u32>,
 }
 
 impl Control {
@@ -28,10 +30,19 @@ impl Control {
         let now = self.clock.now();
         let stored = self.store.load::<Policy>(id.as_str()).await?;
         let created_at = stored.as_ref().map_or(now, |stored| stored.record.created_at);
-        let next =
-            Policy { id, description: spec.description, rules: spec.rules, created_at, updated_at: now };
-        validate_policy(&next).map_err(|fault| ActError::invalid("rules", fault.to_string()))?;
-        let same = |old: &Policy| old.description == next.description && old.rules == next.rules;
+        let next = Policy {
+            id,
+            description: spec.description,
+            rules: spec.rules,
+            rate: spec.rate,
+            concurrency_max: spec.concurrency_max,
+            created_at,
+            updated_at: now,
+        };
+        validate_policy(&next).map_err(|fault| ActError::invalid(fault.member(), fault.to_string()))?;
+        let same = |old: &Policy| {
+            *old == Policy { created_at: old.created_at, updated_at: old.updated_at, ..next.clone() }
+        };
         self.put(stored, next.clone(), expected, same).await
     }
 

@@ -6,7 +6,7 @@ use url::{Host, Url};
 
 /// `https://dev12345.service-now.com`: where an integration's endpoints and Table API live. Plain http is admitted
 /// at a literal loopback address only.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceOrigin {
     text: Arc<str>,
     host: Arc<str>,

@@ -5,21 +5,33 @@
 //! cookie jar, a retry, and a connection pool (that one is the proxy door's).
 
 mod address;
+mod caller;
 mod connector;
+mod door_tls;
 mod egress;
 mod fetch;
+mod forwarded;
 mod listen;
+mod proxy_protocol;
 mod serve;
+mod socket;
 mod stream;
 #[cfg(test)]
 mod testing;
 
 pub use address::{AddressKind, address_allowed};
+pub use caller::{CallerAddress, CallerRule, Peer};
 pub use connector::{ConnectError, ConnectStage, Connector, EgressFault, TlsFault};
+pub use door_tls::{ClientCertificate, DoorCertificate, TlsSettings};
 pub use egress::{EgressError, EgressSettings};
 pub use fetch::{FetchError, FetchLimits, Fetched, ReplyFault, fetch};
-pub use listen::{Acceptor, DoorCertificate, ListenError, ListenSettings, Listener, TlsSettings};
-pub use serve::{Peer, ServeLimits, serve};
+pub use forwarded::{ForwardedFault, forwarded_for};
+pub use listen::{Acceptor, HandshakeError, Handshaker, ListenError, ListenSettings, Listener};
+pub use proxy_protocol::{
+    PROXY_HEADER_BYTES_MAX, ProxyHeader, ProxyHeaderFault, ProxyHeaderProgress, parse_proxy_header,
+};
+pub use serve::{ServeLimits, serve};
+pub use socket::{BoundAddress, InheritedSockets, PeerAddress, Socket, SocketMode};
 pub use stream::{ServerStream, Stream};
 
 /// Makes aws-lc the process's TLS provider. May be called any number of times; the first call counts. This crate

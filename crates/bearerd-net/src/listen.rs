@@ -1,47 +1,51 @@
-//! Listening sockets of the doors, and the certificates they show. The certificate is read without waiting and can be
-//! replaced while connections are open (P-24).
+//! The doors' listeners: a bound socket, the certificates it shows, and how it knows its callers. What may wait (the PROXY
+//! protocol's header, the TLS handshake) is apart from accepting, so that no peer holds up the next.
 
-use std::{
-    fmt, io,
-    net::{SocketAddr, TcpListener as StdListener},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
-use rustls::{
-    ServerConfig,
-    crypto::CryptoProvider,
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use ipnet::IpNet;
 use serde::Deserialize;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::stream::ServerStream;
+use crate::{
+    caller::{CallerAddress, CallerRule, Peer},
+    door_tls::{DoorCertificate, TlsSettings},
+    proxy_protocol::ProxyHeaderFault,
+    socket::{
+        Accepting, BoundAddress, InheritedSockets, ListenAddress, Listening, PeerAddress, Socket, SocketMode,
+    },
+    stream::ServerStream,
+};
 
-/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
-const BACKLOG: i32 = 4096;
 /// First pause after a failed accept; it doubles up to the longest.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause after a failed accept: connections that end free descriptors meanwhile.
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Where a door listens.
+/// Where a door listens, and whom it believes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenSettings {
-    /// `IP:PORT`. Empty stands for the door's own default, see [`Self::or_address`].
+    /// `IP:PORT`, `unix:/PATH`, `inherited:NAME` or `inherited`. Empty stands for the door's own default, see
+    /// [`Self::or_address`].
     pub address: String,
+    /// Of a unix socket that is made here. Default: 0660.
+    pub mode: SocketMode,
     /// Default: plain HTTP.
     pub tls: Option<TlsSettings>,
+    /// Default: the peer.
+    pub caller_address: CallerAddress,
+    /// Networks of the proxies whose word counts for [`Self::caller_address`]; to be given with any but `peer`. Unix
+    /// sockets need no network: whoever may open the file is trusted.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl ListenSettings {
+    /// Plain HTTP at `address`, for peers that speak for themselves.
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), ..Self::default() }
+    }
+
     /// Fills in the door's default where the settings name no address.
     #[must_use]
     pub fn or_address(mut self, default: &str) -> Self {
@@ -52,16 +56,6 @@ impl ListenSettings {
     }
 }
 
-/// The certificate of a door.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsSettings {
-    /// PEM: the door's certificate, then its intermediates.
-    pub certificate_file: PathBuf,
-    /// PEM: the private key (PKCS#8, PKCS#1 or SEC1).
-    pub key_file: PathBuf,
-}
-
 /// Why a door cannot listen, or cannot take a new certificate. The setting's name is the caller's to add:
 /// [`Self::advice`].
 #[derive(Debug, thiserror::Error)]
@@ -70,15 +64,29 @@ pub enum ListenError {
     #[error("{address:?} is not an address")]
     AddressMalformed { address: String },
     #[error("{address} is in use")]
-    AddressInUse { address: SocketAddr },
+    AddressInUse { address: String },
     #[error("{address} cannot be listened on")]
     Bind { address: SocketAddr, source: io::Error },
+    #[error("{} is there and is not a socket", path.display())]
+    NotASocket { path: PathBuf },
+    #[error("the socket file {} cannot be made", path.display())]
+    SocketFile { path: PathBuf, source: io::Error },
+    #[error("the inherited socket{} {fault}", name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default())]
+    Inherited { name: Option<String>, fault: &'static str },
     #[error("certificate file {} is unusable", path.display())]
     Certificate { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("key file {} is unusable", path.display())]
     Key { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("key file {} does not belong to certificate file {}", key.display(), certificate.display())]
     KeyMismatch { certificate: PathBuf, key: PathBuf },
+    #[error("client CA file {} is unusable", path.display())]
+    ClientCa { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("client_certificate is set and client_ca_file is not")]
+    ClientCaMissing,
+    #[error("caller_address names a proxy's word and trusted_proxies is empty")]
+    TrustedProxiesMissing,
+    #[error("trusted_proxies is set and caller_address is \"peer\"")]
+    TrustedProxiesUnused,
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }
@@ -88,27 +96,60 @@ impl ListenError {
     pub fn advice(&self, setting: &str) -> String {
         let source = std::error::Error::source(self).map(|source| format!(" ({source})")).unwrap_or_default();
         let remedy = match self {
-            Self::AddressMalformed { .. } => "write IP:PORT, such as 127.0.0.1:8080 or [::]:8080".to_owned(),
+            Self::AddressMalformed { .. } => {
+                "write IP:PORT, such as 127.0.0.1:8080 or [::]:8080, unix:/PATH, inherited:NAME or inherited"
+                    .to_owned()
+            }
             Self::AddressInUse { .. } => {
                 format!("stop the other process or set {setting} to another address")
             }
             Self::Bind { .. } => format!("set {setting} to an address of this host and a port above 1023"),
+            Self::NotASocket { .. } => "move it away or name another path".to_owned(),
+            Self::SocketFile { .. } => {
+                "its folder must be there and writable, and the path shorter than 108 bytes".to_owned()
+            }
+            Self::Inherited { .. } => {
+                "name it as FileDescriptorName= of the .socket unit does; it listens on TCP or a unix socket, with \
+                 Accept=no"
+                    .to_owned()
+            }
             Self::Certificate { .. } => {
                 "it must be readable PEM: the certificate, then its intermediates".to_owned()
             }
             Self::Key { .. } => "it must be readable PEM: one private key, not encrypted".to_owned(),
             Self::KeyMismatch { .. } => "replace both files together".to_owned(),
+            Self::ClientCa { .. } => "it must be readable PEM: certificates of authorities".to_owned(),
+            Self::ClientCaMissing => "name the authorities' file, or leave both out".to_owned(),
+            Self::TrustedProxiesMissing => {
+                "list the proxies' networks, or set caller_address to \"peer\"".to_owned()
+            }
+            Self::TrustedProxiesUnused => {
+                "set caller_address to \"proxy_protocol\" or \"forwarded\", or list no proxies".to_owned()
+            }
             Self::Tls(_) => "this is a fault in bearerd".to_owned(),
         };
         format!("{setting}: {self}{source}; {remedy}")
     }
 }
 
+/// Why an accepted connection did not come to its first request. Only this connection is affected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The door wants the PROXY protocol, and the peer is not inside `trusted_proxies`. Nothing was read.
+    #[error("the peer is not a trusted proxy")]
+    PeerUntrusted,
+    #[error(transparent)]
+    ProxyHeader(ProxyHeaderFault),
+    /// The peer left, or the socket failed, before or in the handshake; or TLS objected.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// A bound socket, not yet on any runtime. Connections queue from [`Self::bind`] on.
 pub struct Listener {
-    socket: StdListener,
-    address: SocketAddr,
-    tls: Option<DoorTls>,
+    socket: Listening,
+    handshaker: Handshaker,
 }
 
 impl Listener {
@@ -117,20 +158,28 @@ impl Listener {
     /// # Errors
     /// [`ListenError`]
     pub fn bind(settings: &ListenSettings, alpn: &[&[u8]]) -> Result<Self, ListenError> {
-        let malformed = |_| ListenError::AddressMalformed { address: settings.address.clone() };
-        let wanted: SocketAddr = settings.address.trim().parse().map_err(malformed)?;
-        // Before the socket, so that a bad certificate never lets connections queue.
-        let tls = settings.tls.as_ref().map(|tls| DoorTls::new(tls, alpn)).transpose()?;
-        let (socket, address) = bound(wanted).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => ListenError::AddressInUse { address: wanted },
-            _ => ListenError::Bind { address: wanted, source },
-        })?;
-        Ok(Self { socket, address, tls })
+        Self::bind_or_inherit(settings, alpn, &mut InheritedSockets::none())
     }
 
-    /// The address bound, with the port that the system chose where 0 was asked for.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+    /// As [`Self::bind`]; an address that names an inherited socket takes it out of `inherited`.
+    ///
+    /// # Errors
+    /// [`ListenError`]
+    pub fn bind_or_inherit(
+        settings: &ListenSettings,
+        alpn: &[&[u8]],
+        inherited: &mut InheritedSockets,
+    ) -> Result<Self, ListenError> {
+        let at: ListenAddress = settings.address.parse()?;
+        let callers = Arc::new(caller_rule(settings, &at)?);
+        // Before the socket, so that a bad certificate never lets connections queue.
+        let tls = settings.tls.as_ref().map(|tls| DoorCertificate::new(tls, alpn)).transpose()?;
+        let socket = Listening::open(&at, settings.mode, inherited)?;
+        Ok(Self { socket, handshaker: Handshaker { callers, tls } })
+    }
+
+    pub fn address(&self) -> &BoundAddress {
+        &self.socket.address
     }
 
     /// The same socket and certificate again, for another runtime; each connection goes to one of them.
@@ -138,25 +187,25 @@ impl Listener {
     /// # Errors
     /// The process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, address: self.address, tls: self.tls.clone() })
+        Ok(Self { socket: self.socket.try_clone()?, handshaker: self.handshaker.clone() })
     }
 
-    /// Reads certificate and key again, for every clone and acceptor of this socket. New handshakes see the new pair,
-    /// open connections stay; on an error the old pair stays. Nothing to do without TLS.
+    /// Reads the certificates again, for every clone and acceptor of this socket: [`DoorCertificate::reload`]. Nothing to
+    /// do without TLS.
     ///
     /// # Errors
     /// [`ListenError`] about the files.
     pub fn reload_certificate(&self) -> Result<(), ListenError> {
-        self.certificate().map_or(Ok(()), |certificate| certificate.reload())
+        self.handshaker.tls.as_ref().map_or(Ok(()), DoorCertificate::reload)
     }
 
-    /// The certificate alone, for whoever reloads it: holding it does not keep the socket open. `None` without TLS.
+    /// The certificates alone, for whoever reloads them: holding them does not keep the socket open. `None` without TLS.
     pub fn certificate(&self) -> Option<DoorCertificate> {
-        self.tls.as_ref().map(|tls| DoorCertificate(Arc::clone(&tls.certificate)))
+        self.handshaker.tls.clone()
     }
 
     pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+        self.handshaker.tls.is_some()
     }
 
     /// Registers the socket with the current tokio runtime.
@@ -167,15 +216,14 @@ impl Listener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn into_acceptor(self) -> io::Result<Acceptor> {
-        let listener = TcpListener::from_std(self.socket)?;
-        Ok(Acceptor { listener, address: self.address, tls: self.tls.map(|tls| tls.acceptor) })
+        Ok(Acceptor { socket: self.socket.register()?, handshaker: self.handshaker })
     }
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
-            .field("address", &self.address)
+            .field("address", self.address())
             .field("tls", &self.is_tls())
             .finish_non_exhaustive()
     }
@@ -183,171 +231,112 @@ impl fmt::Debug for Listener {
 
 /// A listener on one runtime.
 pub struct Acceptor {
-    listener: TcpListener,
-    address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    socket: Accepting,
+    handshaker: Handshaker,
 }
 
 impl Acceptor {
     /// The next connection and its peer, with `TCP_NODELAY` set. Failures are logged and waited out: they are the
     /// connection's (gone already) or pass (no descriptors left). Cancel safe.
-    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
+    pub async fn accept(&self) -> (Socket, PeerAddress) {
         let mut pause = ACCEPT_PAUSE;
         loop {
-            let error = match self.listener.accept().await {
-                Ok((tcp, peer)) => {
-                    if let Err(error) = tcp.set_nodelay(true) {
-                        tracing::debug!(%peer, %error, "TCP_NODELAY refused: the peer is gone");
-                    }
-                    return (tcp, peer);
-                }
+            let error = match self.socket.accept().await {
+                Ok(accepted) => return accepted,
                 Err(error) => error,
             };
             if is_of_the_connection(&error) {
                 continue;
             }
-            let pause_ms = pause.as_millis();
-            tracing::warn!(listener = %self.address, %error, pause_ms, "no connection could be accepted on {}", self.address);
+            let (address, pause_ms) = (self.address(), pause.as_millis());
+            tracing::warn!(listener = %address, %error, pause_ms, "no connection could be accepted on {address}");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
         }
     }
 
-    /// The TLS handshake, or nothing on a plain door. Waits as long as the peer does: bound it.
+    /// [`Handshaker::handshake`]
     ///
     /// # Errors
-    /// The handshake failed; only this connection is affected.
-    pub async fn handshake(&self, tcp: TcpStream) -> io::Result<ServerStream> {
-        handshake(self.tls.as_ref(), tcp).await
+    /// [`HandshakeError`]
+    pub async fn handshake(
+        &self,
+        socket: Socket,
+        address: PeerAddress,
+    ) -> Result<(ServerStream, Peer), HandshakeError> {
+        self.handshaker.handshake(socket, address).await
     }
 
-    /// What [`handshake`] needs, without the socket.
-    pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
-        self.tls.clone()
+    /// What a connection needs, without the socket: holding it does not keep the socket open.
+    pub fn handshaker(&self) -> &Handshaker {
+        &self.handshaker
     }
 
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &BoundAddress {
+        &self.socket.address
     }
 
     pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+        self.handshaker.tls.is_some()
     }
 }
 
 impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acceptor")
-            .field("address", &self.address)
+            .field("address", self.address())
             .field("tls", &self.is_tls())
             .finish_non_exhaustive()
     }
 }
 
-/// Shared by the clones of one listener.
-#[derive(Clone)]
-struct DoorTls {
-    acceptor: TlsAcceptor,
-    certificate: Arc<CurrentCertificate>,
-}
-
-impl DoorTls {
-    fn new(settings: &TlsSettings, alpn: &[&[u8]]) -> Result<Self, ListenError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let pair = ArcSwap::from_pointee(certified_key(settings, &provider)?);
-        let certificate = Arc::new(CurrentCertificate {
-            settings: settings.clone(),
-            provider: Arc::clone(&provider),
-            pair,
-        });
-        let resolver: Arc<dyn ResolvesServerCert> = Arc::clone(&certificate) as _;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
-        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        // Callers that reconnect resume, without a session kept here for each of them.
-        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), certificate })
-    }
-}
-
-/// The certificate that a door shows, shared by everything that came from one [`Listener::bind`].
+/// What comes between accepting a connection and its first request. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct DoorCertificate(Arc<CurrentCertificate>);
+pub struct Handshaker {
+    callers: Arc<CallerRule>,
+    tls: Option<DoorCertificate>,
+}
 
-impl DoorCertificate {
-    /// As [`Listener::reload_certificate`].
+impl Handshaker {
+    /// The PROXY protocol's header, where the door wants it, then the TLS handshake, where it has TLS. Waits as long as
+    /// the peer does: bound it.
     ///
     /// # Errors
-    /// [`ListenError`] about the files; the old pair stays.
-    pub fn reload(&self) -> Result<(), ListenError> {
-        let CurrentCertificate { settings, provider, pair } = &*self.0;
-        pair.store(Arc::new(certified_key(settings, provider)?));
-        Ok(())
+    /// [`HandshakeError`]; only this connection is affected.
+    pub async fn handshake(
+        &self,
+        mut socket: Socket,
+        address: PeerAddress,
+    ) -> Result<(ServerStream, Peer), HandshakeError> {
+        let peer = self.callers.identify(&mut socket, address).await?;
+        let stream = match &self.tls {
+            None => ServerStream::Plain(socket),
+            Some(tls) => {
+                let acceptor = TlsAcceptor::from(tls.config());
+                ServerStream::Tls(Box::new(acceptor.accept(socket).await?))
+            }
+        };
+        Ok((stream, peer))
+    }
+
+    /// How the door knows the caller of a request.
+    pub fn callers(&self) -> &Arc<CallerRule> {
+        &self.callers
     }
 }
 
-/// What the next handshake shows.
-struct CurrentCertificate {
-    settings: TlsSettings,
-    provider: Arc<CryptoProvider>,
-    pair: ArcSwap<CertifiedKey>,
-}
-
-impl ResolvesServerCert for CurrentCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.pair.load_full())
-    }
-}
-
-impl fmt::Debug for CurrentCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CurrentCertificate").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-/// The server's side of the TLS handshake, or nothing without TLS.
-pub(crate) async fn handshake(tls: Option<&TlsAcceptor>, tcp: TcpStream) -> io::Result<ServerStream> {
-    match tls {
-        None => Ok(ServerStream::Plain(tcp)),
-        Some(tls) => Ok(ServerStream::Tls(Box::new(tls.accept(tcp).await?))),
-    }
-}
-
-fn certified_key(settings: &TlsSettings, provider: &CryptoProvider) -> Result<CertifiedKey, ListenError> {
-    let (certificate_file, key_file) = (&settings.certificate_file, &settings.key_file);
-    let chain = chain_of(certificate_file)
-        .map_err(|source| ListenError::Certificate { path: certificate_file.clone(), source })?;
-    let key_fault = |source| ListenError::Key { path: key_file.clone(), source };
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|source| key_fault(source.into()))?;
-    CertifiedKey::from_der(chain, key, provider).map_err(|fault| match fault {
-        rustls::Error::InconsistentKeys(_) => {
-            ListenError::KeyMismatch { certificate: certificate_file.clone(), key: key_file.clone() }
+/// A word that nobody is trusted to give, or trust that nothing asks for, is a slip: it would open or close the wrong
+/// networks without a sign.
+fn caller_rule(settings: &ListenSettings, at: &ListenAddress) -> Result<CallerRule, ListenError> {
+    let (from, trusted) = (settings.caller_address, &settings.trusted_proxies);
+    let may_be_unix = !matches!(at, ListenAddress::Tcp(_));
+    match (from, trusted.is_empty()) {
+        (CallerAddress::Peer, false) => Err(ListenError::TrustedProxiesUnused),
+        (CallerAddress::ProxyProtocol | CallerAddress::Forwarded, true) if !may_be_unix => {
+            Err(ListenError::TrustedProxiesMissing)
         }
-        rustls::Error::InvalidCertificate(_) => {
-            ListenError::Certificate { path: certificate_file.clone(), source: fault.into() }
-        }
-        other => key_fault(other.into()),
-    })
-}
-
-fn chain_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, Box<dyn std::error::Error + Send + Sync>> {
-    let pem = std::fs::read(path)?;
-    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>()?;
-    if chain.is_empty() { Err("it holds no certificate".into()) } else { Ok(chain) }
-}
-
-/// `SO_REUSEADDR` lets a restart bind while old connections linger in TIME-WAIT; it does not share a port in use.
-fn bound(address: SocketAddr) -> io::Result<(StdListener, SocketAddr)> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = StdListener::from(socket);
-    let address = listener.local_addr()?;
-    Ok((listener, address))
+        _ => Ok(CallerRule::new(from, trusted)),
+    }
 }
 
 /// accept(2) hands on errors of the connection it would have returned: the next one may be fine.
@@ -373,29 +362,35 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 mod tests {
     use rustls::ClientConfig;
     use rustls_pki_types::ServerName;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
     use tokio_rustls::{TlsConnector, client::TlsStream};
 
     use super::*;
     use crate::testing::{Leaf, TestCa};
 
     fn anywhere(tls: Option<TlsSettings>) -> ListenSettings {
-        ListenSettings { address: "127.0.0.1:0".to_owned(), tls }
+        ListenSettings { tls, ..ListenSettings::at("127.0.0.1:0") }
+    }
+
+    fn address_of(listener: &Listener) -> SocketAddr {
+        listener.address().tcp().unwrap()
     }
 
     #[test]
     fn a_port_in_use_is_told_with_its_remedy() {
         let first = Listener::bind(&anywhere(None), &[]).unwrap();
-        let address = first.local_addr();
-        let error =
-            Listener::bind(&ListenSettings { address: address.to_string(), tls: None }, &[]).unwrap_err();
-        assert!(matches!(error, ListenError::AddressInUse { address: told } if told == address));
+        let address = first.address().to_string();
+        let error = Listener::bind(&ListenSettings::at(&address), &[]).unwrap_err();
+        assert!(matches!(&error, ListenError::AddressInUse { address: told } if *told == address));
         let expected = format!(
             "proxy.listen: {address} is in use; stop the other process or set proxy.listen to another address"
         );
         assert_eq!(error.advice("proxy.listen"), expected);
         drop(first);
-        Listener::bind(&ListenSettings { address: address.to_string(), tls: None }, &[]).unwrap();
+        Listener::bind(&ListenSettings::at(&address), &[]).unwrap();
     }
 
     #[test]
@@ -403,13 +398,11 @@ mod tests {
         for bad in
             ["", "8080", ":8080", "localhost:8080", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:1"]
         {
-            let settings = ListenSettings { address: bad.to_owned(), tls: None };
-            let error = Listener::bind(&settings, &[]).unwrap_err();
+            let error = Listener::bind(&ListenSettings::at(bad), &[]).unwrap_err();
             assert!(matches!(error, ListenError::AddressMalformed { .. }), "{bad}: {error:?}");
         }
         // Not an address of this host.
-        let error = Listener::bind(&ListenSettings { address: "192.0.2.1:0".to_owned(), tls: None }, &[])
-            .unwrap_err();
+        let error = Listener::bind(&ListenSettings::at("192.0.2.1:0"), &[]).unwrap_err();
         assert!(matches!(error, ListenError::Bind { .. }));
         let filled = ListenSettings::default().or_address("127.0.0.1:8080");
         assert_eq!(
@@ -436,8 +429,7 @@ mod tests {
         assert!(matches!(bind(&Leaf { certificate, key: String::new() }), Err(ListenError::Key { .. })));
         let swapped = Leaf { certificate: leaf.key.clone(), key: leaf.key.clone() };
         assert!(matches!(bind(&swapped), Err(ListenError::Certificate { .. })));
-        let missing =
-            TlsSettings { certificate_file: "/nonexistent/c".into(), key_file: "/nonexistent/k".into() };
+        let missing = TlsSettings::new("/nonexistent/c", "/nonexistent/k");
         let error = Listener::bind(&anywhere(Some(missing)), &[]).unwrap_err();
         assert!(matches!(error, ListenError::Certificate { .. }));
         assert!(
@@ -452,10 +444,10 @@ mod tests {
         let acceptor = Arc::new(listener.into_acceptor().unwrap());
         tokio::spawn(async move {
             loop {
-                let (tcp, _) = acceptor.accept().await;
+                let (socket, peer) = acceptor.accept().await;
                 let acceptor = Arc::clone(&acceptor);
                 tokio::spawn(async move {
-                    let Ok(stream) = acceptor.handshake(tcp).await else { return };
+                    let Ok((stream, _)) = acceptor.handshake(socket, peer).await else { return };
                     assert_eq!(stream.alpn(), Some(&b"http/1.1"[..]));
                     let (mut reader, mut writer) = tokio::io::split(stream);
                     let _ = tokio::io::copy(&mut reader, &mut writer).await;
@@ -498,7 +490,7 @@ mod tests {
         let (old, new) = (ca.issue("127.0.0.1"), ca.issue("127.0.0.1"));
         let listener = Listener::bind(&anywhere(Some(ca.install(&old))), &[b"h2", b"http/1.1"]).unwrap();
         let (address, certificate, config) =
-            (listener.local_addr(), listener.certificate().unwrap(), client(&ca));
+            (address_of(&listener), listener.certificate().unwrap(), client(&ca));
         let kept = listener.try_clone().unwrap();
         echo(listener);
         let mut before = call(&config, address).await.unwrap();
@@ -523,7 +515,7 @@ mod tests {
         let leaf = ca.issue("127.0.0.1");
         let listener = Listener::bind(&anywhere(Some(ca.install(&leaf))), &[b"http/1.1"]).unwrap();
         let (address, certificate, config) =
-            (listener.local_addr(), listener.certificate().unwrap(), client(&ca));
+            (address_of(&listener), listener.certificate().unwrap(), client(&ca));
         echo(listener);
         let calls = tokio::spawn(async move {
             for _ in 0..50 {
@@ -542,15 +534,16 @@ mod tests {
     #[tokio::test]
     async fn clones_share_one_socket() {
         let listener = Listener::bind(&anywhere(None), &[]).unwrap();
-        let (address, clone) = (listener.local_addr(), listener.try_clone().unwrap());
+        let (address, clone) = (address_of(&listener), listener.try_clone().unwrap());
         assert!(clone.certificate().is_none() && clone.reload_certificate().is_ok());
         let (one, two) = (listener.into_acceptor().unwrap(), clone.into_acceptor().unwrap());
         let caller = TcpStream::connect(address).await.unwrap();
         let (accepted, peer) = one.accept().await;
-        assert_eq!((peer, accepted.nodelay().unwrap()), (caller.local_addr().unwrap(), true));
+        let Socket::Tcp(accepted) = accepted else { panic!("{accepted:?}") };
+        assert_eq!((peer, accepted.nodelay().unwrap()), (caller.local_addr().unwrap().into(), true));
         drop(one);
         let caller = TcpStream::connect(address).await.unwrap();
-        assert_eq!(two.accept().await.1, caller.local_addr().unwrap());
-        assert_eq!(two.local_addr(), address);
+        assert_eq!(two.accept().await.1, caller.local_addr().unwrap().into());
+        assert_eq!(two.address().tcp(), Some(address));
     }
 }

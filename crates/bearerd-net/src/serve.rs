@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -19,14 +18,16 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    net::TcpStream,
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::listen::{self, Listener};
+use crate::{
+    caller::{CallerRule, Peer},
+    listen::{Handshaker, Listener},
+    socket::{PeerAddress, Socket},
+};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -38,10 +39,6 @@ const STREAMS_MAX: u32 = 100;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The other end of the connection that a request came on, among the request's extensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
-
 /// How much the peers of a door may take.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeLimits {
@@ -49,7 +46,7 @@ pub struct ServeLimits {
     pub connections_max: usize,
     /// For a request's head; over HTTP/1 also the longest that a connection stays idle.
     pub header_read_timeout: Duration,
-    /// For TLS.
+    /// For the PROXY protocol's header and TLS together.
     pub handshake_timeout: Duration,
     /// Request line and header section together; less than 8 KiB counts as 8 KiB. Beyond it: 431.
     pub headers_bytes_max: usize,
@@ -74,7 +71,8 @@ impl Default for ServeLimits {
 }
 
 /// Serves `service` on `listener` until `shutdown` fires; then accepts no more, lets requests in flight end within
-/// [`ServeLimits::drain`], cuts the rest and returns. Each request carries its [`Peer`]. A failed handshake, a broken
+/// [`ServeLimits::drain`], cuts the rest and returns. Each request carries its [`Peer`] among its extensions, with the
+/// caller that `Forwarded` names where the door goes by that; one that it does not name is not known. A failed handshake, a broken
 /// connection or a panic in the service ends that connection only. Dropping the future leaves the open connections to
 /// their own tasks; fire `shutdown` instead.
 ///
@@ -95,8 +93,8 @@ where
     B::Error: Into<BoxError>,
 {
     let acceptor = listener.into_acceptor()?;
-    let address = acceptor.local_addr();
-    let door = Arc::new(Door { tls: acceptor.tls(), limits, shutdown, cut: CancellationToken::new() });
+    let (address, handshaker) = (acceptor.address().clone(), acceptor.handshaker().clone());
+    let door = Arc::new(Door { handshaker, limits, shutdown, cut: CancellationToken::new() });
     let places = Arc::new(Semaphore::new(limits.connections_max.clamp(1, Semaphore::MAX_PERMITS)));
     let connections = TaskTracker::new();
     loop {
@@ -104,7 +102,7 @@ where
             let place = Arc::clone(&places).acquire_owned().await;
             (place, acceptor.accept().await)
         };
-        let (place, (tcp, peer)) = tokio::select! {
+        let (place, (socket, peer)) = tokio::select! {
             biased;
             () = door.shutdown.cancelled() => break,
             next = next => next,
@@ -112,7 +110,7 @@ where
         let (door, service) = (Arc::clone(&door), service.clone());
         connections.spawn(async move {
             let _place = place;
-            serve_connection(&door, tcp, peer, service).await;
+            serve_connection(&door, socket, peer, service).await;
         });
     }
     // Closes the socket: what comes now is refused by the kernel and can go to another process.
@@ -132,14 +130,14 @@ where
 
 /// What the connections of one door share.
 struct Door {
-    tls: Option<TlsAcceptor>,
+    handshaker: Handshaker,
     limits: ServeLimits,
     shutdown: CancellationToken,
     /// Fires when the drain time is over.
     cut: CancellationToken,
 }
 
-async fn serve_connection<S, B>(door: &Door, tcp: TcpStream, peer: SocketAddr, service: S)
+async fn serve_connection<S, B>(door: &Door, socket: Socket, address: PeerAddress, service: S)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
@@ -152,15 +150,16 @@ where
     let handshake = tokio::select! {
         biased;
         () = door.shutdown.cancelled() => return,
-        handshake = timeout(limits.handshake_timeout, listen::handshake(door.tls.as_ref(), tcp)) => handshake,
+        handshake = timeout(limits.handshake_timeout, door.handshaker.handshake(socket, address)) => handshake,
     };
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!(%peer, "TLS handshake timed out"),
+    let (stream, peer) = match handshake {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(error)) => return tracing::debug!(peer = %address, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(peer = %address, "handshake timed out"),
     };
     let begun = Arc::new(AtomicBool::new(false));
-    let service = Marking { inner: service, peer: Peer(peer), begun: Arc::clone(&begun) };
+    let callers = Arc::clone(door.handshaker.callers());
+    let service = Marking { inner: service, peer, callers, begun: Arc::clone(&begun) };
     let builder = protocol(limits, stream.alpn());
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // hyper bounds a head that has begun; a peer that says nothing while the protocol is still open, or speaks HTTP/2
@@ -215,6 +214,7 @@ fn protocol(limits: &ServeLimits, alpn: Option<&[u8]>) -> auto::Builder<TokioExe
 struct Marking<S> {
     inner: S,
     peer: Peer,
+    callers: Arc<CallerRule>,
     begun: Arc<AtomicBool>,
 }
 
@@ -225,20 +225,25 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Marking<S> {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.begun.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(self.peer);
+        let caller = self.callers.caller_of(&self.peer, request.headers()).unwrap_or_else(|fault| {
+            tracing::debug!(peer = %self.peer, %fault, "a trusted proxy does not say who calls");
+            None
+        });
+        request.extensions_mut().insert(Peer { caller, ..self.peer });
         self.inner.call(request)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::Mutex};
+    use std::{convert::Infallible, net::SocketAddr, sync::Mutex};
 
     use bytes::Bytes;
     use http_body_util::{Empty, Full};
     use hyper::{client::conn::http2, service::service_fn};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         sync::Notify,
         task::JoinHandle,
         time::Instant,
@@ -264,8 +269,7 @@ mod tests {
 
     impl TestDoor {
         fn open(limits: ServeLimits) -> Self {
-            let settings = ListenSettings { address: "127.0.0.1:0".to_owned(), tls: None };
-            Self::on(Listener::bind(&settings, &[]).unwrap(), limits)
+            Self::on(Listener::bind(&ListenSettings::at("127.0.0.1:0"), &[]).unwrap(), limits)
         }
 
         fn on(listener: Listener, limits: ServeLimits) -> Self {
@@ -274,7 +278,7 @@ mod tests {
             let service = service_fn(move |request: Request<Incoming>| {
                 let (release, arrived) = (Arc::clone(&door_release), Arc::clone(&door_arrived));
                 async move {
-                    let Peer(peer) = request.extensions().get().copied().unwrap();
+                    let peer: Peer = request.extensions().get().copied().unwrap();
                     match request.uri().path() {
                         "/slow" => {
                             arrived.add_permits(1);
@@ -283,11 +287,11 @@ mod tests {
                         "/panic" => panic!("the service's fault"),
                         _ => {}
                     }
-                    let text = format!("{:?} from {}", request.version(), peer.port());
+                    let text = format!("{:?} from {peer}", request.version());
                     Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
                 }
             });
-            let (address, shutdown) = (listener.local_addr(), CancellationToken::new());
+            let (address, shutdown) = (listener.address().tcp().unwrap(), CancellationToken::new());
             let served = tokio::spawn(serve(listener, limits, shutdown.clone(), service));
             Self { address, shutdown, release, arrived, served }
         }
@@ -320,8 +324,8 @@ mod tests {
         let door = TestDoor::open(ServeLimits::default());
         let mut caller = door.dial().await;
         caller.write_all(GET).await.unwrap();
-        let port = caller.local_addr().unwrap().port();
-        assert!(rest_of(&mut caller).await.ends_with(&format!("HTTP/1.1 from {port}")));
+        let own = caller.local_addr().unwrap();
+        assert!(rest_of(&mut caller).await.ends_with(&format!("HTTP/1.1 from {own}")));
     }
 
     #[tokio::test]
@@ -442,7 +446,7 @@ mod tests {
     async fn a_failed_handshake_ends_one_connection() {
         let ca = TestCa::new();
         let tls = Some(ca.install(&ca.issue("127.0.0.1")));
-        let settings = ListenSettings { address: "127.0.0.1:0".to_owned(), tls };
+        let settings = ListenSettings { tls, ..ListenSettings::at("127.0.0.1:0") };
         let door =
             TestDoor::on(Listener::bind(&settings, &[b"h2", b"http/1.1"]).unwrap(), ServeLimits::default());
         for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x00\x05hello", b"\0\0\0\0\0\0\0\0"] {
@@ -460,7 +464,7 @@ mod tests {
     async fn a_handshake_that_never_comes_is_closed() {
         let ca = TestCa::new();
         let tls = Some(ca.install(&ca.issue("127.0.0.1")));
-        let settings = ListenSettings { address: "127.0.0.1:0".to_owned(), tls };
+        let settings = ListenSettings { tls, ..ListenSettings::at("127.0.0.1:0") };
         let door = TestDoor::on(Listener::bind(&settings, &[]).unwrap(), ServeLimits::default());
         let begun = Instant::now();
         assert_eq!(door.say(b"").await, "");

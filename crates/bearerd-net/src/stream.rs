@@ -1,16 +1,9 @@
 //! The two ends that hyper is run over: [`Stream`] towards an instance, [`ServerStream`] towards a caller.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
+
+use crate::socket::Socket;
 
 /// A connection to an instance: encrypted, or plain to a literal loopback address.
 #[derive(Debug)]
@@ -32,8 +25,8 @@ impl Stream {
 /// An accepted connection, after its handshake.
 #[derive(Debug)]
 pub enum ServerStream {
-    Plain(TcpStream),
-    Tls(Box<server::TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<server::TlsStream<Socket>>),
 }
 
 impl ServerStream {
@@ -46,9 +39,9 @@ impl ServerStream {
     }
 
     /// The socket beneath.
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn socket(&self) -> &Socket {
         match self {
-            Self::Plain(tcp) => tcp,
+            Self::Plain(socket) => socket,
             Self::Tls(tls) => tls.get_ref().0,
         }
     }
@@ -56,66 +49,74 @@ impl ServerStream {
 
 /// Hands every call to the variant inside.
 macro_rules! delegate_io {
-    ($stream:ident) => {
-        impl AsyncRead for $stream {
+    ($stream:ident { $one:ident, $other:ident }) => {
+        impl tokio::io::AsyncRead for $stream {
             fn poll_read(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buffer: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buffer: &mut tokio::io::ReadBuf<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
-                    Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),
+                    Self::$one(stream) => std::pin::Pin::new(stream).poll_read(cx, buffer),
+                    Self::$other(stream) => std::pin::Pin::new(stream).poll_read(cx, buffer),
                 }
             }
         }
 
-        impl AsyncWrite for $stream {
+        impl tokio::io::AsyncWrite for $stream {
             fn poll_write(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
                 bytes: &[u8],
-            ) -> Poll<io::Result<usize>> {
+            ) -> std::task::Poll<std::io::Result<usize>> {
                 match self.get_mut() {
-                    Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-                    Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+                    Self::$one(stream) => std::pin::Pin::new(stream).poll_write(cx, bytes),
+                    Self::$other(stream) => std::pin::Pin::new(stream).poll_write(cx, bytes),
                 }
             }
 
             fn poll_write_vectored(
-                self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                parts: &[io::IoSlice<'_>],
-            ) -> Poll<io::Result<usize>> {
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                parts: &[std::io::IoSlice<'_>],
+            ) -> std::task::Poll<std::io::Result<usize>> {
                 match self.get_mut() {
-                    Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, parts),
-                    Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+                    Self::$one(stream) => std::pin::Pin::new(stream).poll_write_vectored(cx, parts),
+                    Self::$other(stream) => std::pin::Pin::new(stream).poll_write_vectored(cx, parts),
                 }
             }
 
             fn is_write_vectored(&self) -> bool {
                 match self {
-                    Self::Plain(tcp) => tcp.is_write_vectored(),
-                    Self::Tls(tls) => tls.is_write_vectored(),
+                    Self::$one(stream) => stream.is_write_vectored(),
+                    Self::$other(stream) => stream.is_write_vectored(),
                 }
             }
 
-            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            fn poll_flush(
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-                    Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+                    Self::$one(stream) => std::pin::Pin::new(stream).poll_flush(cx),
+                    Self::$other(stream) => std::pin::Pin::new(stream).poll_flush(cx),
                 }
             }
 
-            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            fn poll_shutdown(
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-                    Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+                    Self::$one(stream) => std::pin::Pin::new(stream).poll_shutdown(cx),
+                    Self::$other(stream) => std::pin::Pin::new(stream).poll_shutdown(cx),
                 }
             }
         }
     };
 }
 
-delegate_io!(Stream);
-delegate_io!(ServerStream);
+pub(crate) use delegate_io;
+
+delegate_io!(Stream { Plain, Tls });
+delegate_io!(ServerStream { Plain, Tls });

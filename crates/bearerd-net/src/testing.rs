@@ -60,7 +60,7 @@ impl TestCa {
         let key_file = self.directory.path().join("door.key");
         std::fs::write(&certificate_file, &leaf.certificate).unwrap();
         std::fs::write(&key_file, &leaf.key).unwrap();
-        TlsSettings { certificate_file, key_file }
+        TlsSettings::new(certificate_file, key_file)
     }
 
     /// A connector that trusts this CA alone.

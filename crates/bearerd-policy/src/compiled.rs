@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,44 +10,14 @@ use std::{
 };
 
 use bearerd_model::{
-    CallerKey, CallerKeyId, ConnectionId, ConnectionSelector, KeySecret, Policy, PolicyId, Rule, TableSet,
-    UnixTime,
+    CallerKey, CallerKeyId, ConnectionId, ConnectionSelector, KeySecret, PolicyId, UnixTime,
 };
 use subtle::ConstantTimeEq;
 
-use crate::{KeyRefusal, Method, Methods};
-
-/// What a decision needs to know of a connection.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnectionFacts<'a> {
-    pub id: &'a ConnectionId,
-    pub labels: &'a BTreeMap<String, String>,
-}
-
-/// May the call go out?
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision<'a> {
-    /// `rule` of `policy` opens it; rules count from 1.
-    Allow {
-        policy: &'a PolicyId,
-        rule: usize,
-    },
-    Deny(DenyReason<'a>),
-}
-
-/// Which rule came nearest to opening a call. `Display` is for the caller: it names no table or method that the
-/// caller did not name itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DenyReason<'a> {
-    /// The key's policies hold no rule at all.
-    NoPolicy,
-    /// No rule covers the connection; to the caller, it does not exist.
-    Connection,
-    /// Rules cover the connection, none of them the table.
-    Table,
-    /// `rule` of `policy` covers connection and table, but not the method.
-    Method { policy: &'a PolicyId, rule: usize, method: Method },
-}
+use crate::{
+    Call, ConnectionFacts, Decision, DenyReason, KeyLimits, KeyRefusal, Opened,
+    rule::{CompiledPolicy, CompiledRule},
+};
 
 /// The connection of a call that names none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +37,17 @@ pub struct CompiledKey {
     secrets: Vec<KeySecret>,
     expires_at: Option<UnixTime>,
     default_connection: Option<ConnectionId>,
-    policies: Vec<Arc<CompiledPolicy>>,
+    policies: Vec<HeldPolicy>,
+    /// A record rule in any policy leaves the key nothing but reads of table collections, by every rule.
+    has_record_rule: bool,
     last_used: Arc<LastUse>,
+}
+
+/// A policy as one key has it.
+#[derive(Debug)]
+struct HeldPolicy {
+    policy: Arc<CompiledPolicy>,
+    limits: Arc<KeyLimits>,
 }
 
 /// When a key was last used, in milliseconds; 0: not since the mark was drained. Survives the snapshot it was made
@@ -77,59 +55,14 @@ pub struct CompiledKey {
 #[derive(Debug, Default)]
 pub(crate) struct LastUse(AtomicU64);
 
-#[derive(Debug)]
-pub(crate) struct CompiledPolicy {
-    id: PolicyId,
-    rules: Vec<CompiledRule>,
-}
-
-#[derive(Debug)]
-struct CompiledRule {
-    connections: ConnectionSelector,
-    /// Sorted; `None`: every table.
-    tables: Option<Box<[Box<str>]>>,
-    methods: Methods,
-}
-
-impl CompiledPolicy {
-    pub(crate) fn new(policy: &Policy) -> Self {
-        Self { id: policy.id.clone(), rules: policy.rules.iter().map(CompiledRule::new).collect() }
-    }
-}
-
-impl CompiledRule {
-    fn new(rule: &Rule) -> Self {
-        let tables = match &rule.tables {
-            TableSet::All => None,
-            TableSet::Named(names) => Some(names.iter().map(|name| name.as_str().into()).collect()),
-        };
-        let methods = Methods::from_names(rule.methods.0.iter().map(String::as_str));
-        Self { connections: rule.connections.clone(), tables, methods }
-    }
-
-    fn covers_connection(&self, connection: ConnectionFacts<'_>) -> bool {
-        match &self.connections {
-            ConnectionSelector::All => true,
-            ConnectionSelector::Ids(ids) => ids.contains(connection.id),
-            // An empty set of labels would match everything: validation refuses it, and so do we.
-            ConnectionSelector::Labels(wanted) => {
-                !wanted.is_empty()
-                    && wanted.iter().all(|(key, value)| connection.labels.get(key) == Some(value))
-            }
-        }
-    }
-
-    fn covers_table(&self, table: &str) -> bool {
-        let found = |tables: &[Box<str>]| tables.binary_search_by(|name| (**name).cmp(table)).is_ok();
-        self.tables.as_deref().is_none_or(found)
-    }
-}
-
 impl CompiledKey {
     /// Policies that no longer exist open nothing.
     pub(crate) fn new(key: CallerKey, policies: &BTreeMap<PolicyId, Arc<CompiledPolicy>>) -> Self {
+        let held: Vec<HeldPolicy> =
+            key.policies.iter().filter_map(|id| policies.get(id)).map(HeldPolicy::new).collect();
         Self {
-            policies: key.policies.iter().filter_map(|id| policies.get(id).cloned()).collect(),
+            has_record_rule: held.iter().any(|held| held.policy.has_record_rule()),
+            policies: held,
             id: key.id,
             secrets: key.secrets,
             expires_at: key.expires_at,
@@ -147,21 +80,25 @@ impl CompiledKey {
         self.default_connection.as_ref()
     }
 
-    /// May the key call `method` on `table` through `connection`? The first rule that opens decides.
-    pub fn decide(&self, connection: ConnectionFacts<'_>, table: &str, method: Method) -> Decision<'_> {
-        let mut reason = DenyReason::NoPolicy;
-        for (policy, rule, compiled) in self.rules() {
-            if !compiled.covers_connection(connection) {
-                reason = reason.or(DenyReason::Connection);
-            } else if !compiled.covers_table(table) {
-                reason = reason.or(DenyReason::Table);
-            } else if !compiled.methods.contains(method) {
-                reason = reason.or(DenyReason::Method { policy, rule, method });
-            } else {
-                return Decision::Allow { policy, rule };
+    /// May the key make `call` through `connection`? The first rule that opens decides. Allocates nothing.
+    pub fn decide(&self, connection: ConnectionFacts<'_>, call: &Call<'_>) -> Decision<'_> {
+        let source = call.source.map(|source| source.to_canonical());
+        let mut nearest = None;
+        for (held, rule, compiled) in self.rules() {
+            let policy = &held.policy.id;
+            match compiled.opens(connection, call, source, self.has_record_rule) {
+                Ok(records) => {
+                    return Decision::Allow(Opened { policy, rule, records, limits: &held.limits });
+                }
+                // The earlier one, where both are equally near.
+                Err(miss) if nearest.is_none_or(|(nearest, _, _)| miss > nearest) => {
+                    nearest = Some((miss, policy, rule));
+                }
+                Err(_) => {}
             }
         }
-        Decision::Deny(reason)
+        let reason = nearest.map(|(miss, policy, rule)| miss.reason(policy, rule, call.method));
+        Decision::Deny(reason.unwrap_or(DenyReason::NoPolicy))
     }
 
     /// `false`: no rule covers `id`, whatever its labels are, so that it need not even be looked up.
@@ -170,6 +107,11 @@ impl CompiledKey {
             ConnectionSelector::All | ConnectionSelector::Labels(_) => true,
             ConnectionSelector::Ids(ids) => ids.contains(id),
         })
+    }
+
+    /// When the key ends, whichever of its secrets is used.
+    pub fn ends_at(&self) -> Option<UnixTime> {
+        self.expires_at
     }
 
     pub fn has_rules(&self) -> bool {
@@ -216,8 +158,15 @@ impl CompiledKey {
         }
     }
 
-    pub(crate) fn share_last_use_of(&mut self, earlier: &Self) {
+    /// Goes on with the mark of last use and with what is counted, as `earlier` has them for the same key.
+    pub(crate) fn go_on_from(&mut self, earlier: &Self) {
         self.last_used = Arc::clone(&earlier.last_used);
+        for held in &mut self.policies {
+            let same = |earlier: &&HeldPolicy| earlier.policy.id == held.policy.id;
+            if let Some(earlier) = earlier.policies.iter().find(same) {
+                held.limits = Arc::new(held.limits.going_on_from(&earlier.limits));
+            }
+        }
     }
 
     /// With more than one named, a further rule could still open any.
@@ -226,10 +175,17 @@ impl CompiledKey {
         if self.rules().any(|(_, _, rule)| open(rule)) { Sole::AnyIfOnlyOne } else { Sole::None }
     }
 
-    fn rules(&self) -> impl Iterator<Item = (&PolicyId, usize, &CompiledRule)> {
-        self.policies.iter().flat_map(|policy| {
-            policy.rules.iter().enumerate().map(|(index, rule)| (&policy.id, index + 1, rule))
+    fn rules(&self) -> impl Iterator<Item = (&HeldPolicy, usize, &CompiledRule)> {
+        self.policies.iter().flat_map(|held| {
+            held.policy.rules.iter().enumerate().map(move |(index, rule)| (held, index + 1, rule))
         })
+    }
+}
+
+impl HeldPolicy {
+    fn new(policy: &Arc<CompiledPolicy>) -> Self {
+        let limits = KeyLimits::new(policy.rate, policy.concurrency_max);
+        Self { policy: Arc::clone(policy), limits: Arc::new(limits) }
     }
 }
 
@@ -242,35 +198,6 @@ impl LastUse {
     }
 }
 
-impl<'a> DenyReason<'a> {
-    /// The nearer miss of the two; the earlier, where they are equally near.
-    fn or(self, other: DenyReason<'a>) -> DenyReason<'a> {
-        if other.nearness() > self.nearness() { other } else { self }
-    }
-
-    fn nearness(&self) -> u8 {
-        match self {
-            Self::NoPolicy => 0,
-            Self::Connection => 1,
-            Self::Table => 2,
-            Self::Method { .. } => 3,
-        }
-    }
-}
-
-impl fmt::Display for DenyReason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoPolicy => f.write_str("the key has no policy, so no rule opens anything"),
-            Self::Connection => f.write_str("no rule opens the connection"),
-            Self::Table => f.write_str("no rule opens this table on this connection"),
-            Self::Method { policy, rule, method } => {
-                write!(f, "rule {rule} of policy {policy} opens this table, but not for {}", method.name())
-            }
-        }
-    }
-}
-
 fn is_over(expires_at: Option<UnixTime>, now: UnixTime) -> bool {
     expires_at.is_some_and(|expires_at| now >= expires_at)
 }
@@ -279,220 +206,5 @@ fn is_over(expires_at: Option<UnixTime>, now: UnixTime) -> bool {
 const MARK_EVERY_MS: u64 = 1_000;
 
 #[cfg(test)]
-mod tests {
-    use bearerd_crypto::RootSecret;
-    use bearerd_model::MethodSet;
-    use proptest::{collection, prelude::*, sample};
-
-    use super::*;
-    use crate::Snapshot;
-
-    const CONNECTIONS: [&str; 3] = ["hr", "it", "ops"];
-    const TABLES: [&str; 4] = ["incident", "problem", "sys_user", "inc"];
-    const LABELS: [(&str, &str); 4] = [("env", "prod"), ("env", "dev"), ("team", "a"), ("team", "b")];
-
-    fn connection(name: &str) -> ConnectionId {
-        ConnectionId::parse(name).unwrap()
-    }
-
-    fn labels(pairs: impl IntoIterator<Item = (&'static str, &'static str)>) -> BTreeMap<String, String> {
-        pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-    }
-
-    fn key_with(policies: Vec<Vec<Rule>>) -> CompiledKey {
-        let id = |n: usize| PolicyId::parse(&format!("p{n}")).unwrap();
-        let now = UnixTime::from_secs(1);
-        let key = CallerKey {
-            id: CallerKeyId::parse("abcdef012345").unwrap(),
-            description: String::new(),
-            secrets: vec![],
-            policies: (0..=policies.len()).map(id).collect(), // the last one does not exist
-            default_connection: None,
-            expires_at: None,
-            created_at: now,
-            last_used_at: None,
-        };
-        let policies: BTreeMap<_, _> = policies
-            .into_iter()
-            .enumerate()
-            .map(|(n, rules)| {
-                let description = String::new();
-                Policy { id: id(n), description, rules, created_at: now, updated_at: now }
-            })
-            .map(|policy| (policy.id.clone(), Arc::new(CompiledPolicy::new(&policy))))
-            .collect();
-        CompiledKey::new(key, &policies)
-    }
-
-    fn ids(names: &[&str]) -> ConnectionSelector {
-        ConnectionSelector::Ids(names.iter().map(|name| connection(name)).collect())
-    }
-
-    fn rule(connections: ConnectionSelector, tables: &[&str], methods: &[&str]) -> Rule {
-        Rule {
-            connections,
-            tables: TableSet::Named(tables.iter().map(|name| (*name).to_owned()).collect()),
-            methods: MethodSet(methods.iter().map(|name| (*name).to_owned()).collect()),
-        }
-    }
-
-    #[track_caller]
-    fn check(key: &CompiledKey, name: &str, table: &str, method: Method, expected: &str) {
-        let (id, labels) = (connection(name), labels([]));
-        let facts = ConnectionFacts { id: &id, labels: &labels };
-        let said = match key.decide(facts, table, method) {
-            Decision::Allow { policy, rule } => format!("rule {rule} of policy {policy}"),
-            Decision::Deny(reason) => reason.to_string(),
-        };
-        assert_eq!(said, expected);
-    }
-
-    #[test]
-    fn the_answer_names_the_rule_that_decided() {
-        let none = key_with(vec![vec![]]);
-        check(&none, "hr", "incident", Method::Get, "the key has no policy, so no rule opens anything");
-        let key = key_with(vec![
-            vec![rule(ids(&["it"]), &["problem"], &["GET"])],
-            vec![
-                rule(ids(&["hr"]), &["incident"], &["GET"]),
-                rule(ids(&["hr"]), &["incident"], &["GET", "POST"]),
-            ],
-        ]);
-        check(&key, "hr", "incident", Method::Get, "rule 1 of policy p1");
-        check(&key, "hr", "incident", Method::Head, "rule 1 of policy p1");
-        check(&key, "hr", "incident", Method::Post, "rule 2 of policy p1");
-        let why = "rule 1 of policy p1 opens this table, but not for DELETE";
-        check(&key, "hr", "incident", Method::Delete, why);
-        check(&key, "hr", "problem", Method::Get, "no rule opens this table on this connection");
-        check(&key, "hr", "Incident", Method::Get, "no rule opens this table on this connection");
-        check(&key, "ops", "incident", Method::Get, "no rule opens the connection");
-    }
-
-    #[test]
-    fn the_sole_connection_is_the_only_one_that_rules_can_mean() {
-        let sole = |selectors: &[ConnectionSelector]| {
-            let rules = selectors.iter().map(|one| rule(one.clone(), &["incident"], &["GET"])).collect();
-            let key = key_with(vec![rules]);
-            match key.sole_connection() {
-                Sole::Named(id) => id.to_string(),
-                Sole::AnyIfOnlyOne => "any".to_owned(),
-                Sole::None => "none".to_owned(),
-            }
-        };
-        assert_eq!(sole(&[]), "none");
-        assert_eq!(sole(&[ids(&["hr"])]), "hr");
-        assert_eq!(sole(&[ids(&["hr"]), ids(&["hr"])]), "hr");
-        assert_eq!(sole(&[ids(&["hr", "it"])]), "none");
-        assert_eq!(sole(&[ids(&["hr"]), ids(&["it"])]), "none");
-        assert_eq!(sole(&[ConnectionSelector::All]), "any");
-        assert_eq!(sole(&[ids(&["hr"]), ConnectionSelector::All]), "any");
-        assert_eq!(sole(&[ids(&["hr", "it"]), ConnectionSelector::All]), "any");
-        assert_eq!(sole(&[ConnectionSelector::Labels(labels([("env", "prod")]))]), "any");
-    }
-
-    #[test]
-    fn a_mark_is_set_at_most_once_a_second_and_drained_once() {
-        let key = key_with(vec![]);
-        assert_eq!(key.drain_last_used(), None);
-        for (now_ms, mark_ms) in [(5_000, 5_000), (5_999, 5_000), (6_000, 6_000)] {
-            key.mark_used(UnixTime::from_millis(now_ms));
-            assert_eq!(key.last_used.0.load(Ordering::Relaxed), mark_ms);
-        }
-        assert_eq!(key.drain_last_used(), Some(UnixTime::from_millis(6_000)));
-        assert_eq!(key.drain_last_used(), None);
-    }
-
-    fn any_selector() -> impl Strategy<Value = ConnectionSelector> {
-        prop_oneof![
-            Just(ConnectionSelector::All),
-            sample::subsequence(CONNECTIONS.to_vec(), 0..=3).prop_map(|names| ids(&names)),
-            sample::subsequence(LABELS.to_vec(), 0..=2)
-                .prop_map(|pairs| ConnectionSelector::Labels(labels(pairs))),
-        ]
-    }
-
-    fn any_rule() -> impl Strategy<Value = Rule> {
-        let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"];
-        let tables = prop_oneof![
-            1 => Just(TableSet::All),
-            3 => sample::subsequence(TABLES.to_vec(), 0..=4)
-                .prop_map(|names| TableSet::Named(names.into_iter().map(str::to_owned).collect())),
-        ];
-        let methods = sample::subsequence(methods.to_vec(), 0..=7)
-            .prop_map(|names| MethodSet(names.into_iter().map(str::to_owned).collect()));
-        (any_selector(), tables, methods).prop_map(|(connections, tables, methods)| Rule {
-            connections,
-            tables,
-            methods,
-        })
-    }
-
-    /// The same question, said in the words of the contract and nothing else.
-    fn naive(rules: &[Rule], facts: ConnectionFacts<'_>, table: &str, method: Method) -> (bool, bool) {
-        let connection = |rule: &Rule| match &rule.connections {
-            ConnectionSelector::All => true,
-            ConnectionSelector::Ids(ids) => ids.iter().any(|id| id == facts.id),
-            ConnectionSelector::Labels(wanted) => {
-                !wanted.is_empty() && wanted.iter().all(|pair| facts.labels.iter().any(|held| held == pair))
-            }
-        };
-        let table = |rule: &Rule| match &rule.tables {
-            TableSet::All => true,
-            TableSet::Named(names) => names.iter().any(|name| name == table),
-        };
-        let named = |rule: &Rule, name: &str| rule.methods.0.iter().any(|held| held == name);
-        let method =
-            |rule: &Rule| named(rule, method.name()) || (method == Method::Head && named(rule, "GET"));
-        (
-            rules.iter().any(connection),
-            rules.iter().any(|rule| connection(rule) && table(rule) && method(rule)),
-        )
-    }
-
-    proptest! {
-        /// S-15: every cell of the authorization matrix, against a plain restatement.
-        #[test]
-        fn decisions_agree_with_the_contract(
-            policies in collection::vec(collection::vec(any_rule(), 0..4), 0..3),
-            held in sample::subsequence(LABELS.to_vec(), 0..=4),
-        ) {
-            let rules: Vec<Rule> = policies.iter().flatten().cloned().collect();
-            let key = key_with(policies);
-            let labels = labels(held);
-            for id in CONNECTIONS.map(connection) {
-                let facts = ConnectionFacts { id: &id, labels: &labels };
-                for table in TABLES {
-                    for method in Method::ALL {
-                        let (opens, allows) = naive(&rules, facts, table, method);
-                        prop_assert!(key.may_open(&id) || !opens);
-                        let decision = key.decide(facts, table, method);
-                        prop_assert_eq!(matches!(decision, Decision::Allow { .. }), allows);
-                        let hidden = matches!(
-                            decision, Decision::Deny(DenyReason::Connection | DenyReason::NoPolicy)
-                        );
-                        prop_assert_eq!(hidden, !opens);
-                        if let Decision::Allow { policy, rule } = decision {
-                            prop_assert!(policy.as_str().starts_with('p') && rule >= 1);
-                        }
-                    }
-                }
-            }
-        }
-
-        /// Whatever a table is called, a key without rules opens nothing.
-        #[test]
-        fn nothing_is_open_by_default(table in "\\PC{0,90}", method in sample::select(Method::ALL.to_vec())) {
-            let (key, id, labels) = (key_with(vec![]), connection("hr"), labels([]));
-            let decision = key.decide(ConnectionFacts { id: &id, labels: &labels }, &table, method);
-            prop_assert_eq!(decision, Decision::Deny(DenyReason::NoPolicy));
-        }
-    }
-
-    #[test]
-    fn a_snapshot_without_keys_knows_nobody() {
-        let snapshot = Snapshot::compile([], [], RootSecret::from_bytes([1; 32]).keyed_hash("caller key"));
-        let key = crate::ApiKey::generate(crate::KeyKind::Caller);
-        let now = UnixTime::from_secs(1);
-        assert_eq!(snapshot.authenticate(&key.presented(), now).unwrap_err(), KeyRefusal::Invalid);
-    }
-}
+#[path = "compiled_tests.rs"]
+mod tests;

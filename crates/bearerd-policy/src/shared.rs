@@ -32,7 +32,7 @@ impl SharedSnapshot {
 
     /// Puts `next`, read from the store at `confirmed_at`, in force. One writer at a time.
     pub fn publish(&self, mut next: Snapshot, confirmed_at: UnixTime) {
-        next.share_last_use_of(&self.current.load());
+        next.go_on_from(&self.current.load());
         self.current.store(Arc::new(next));
         self.confirm(confirmed_at);
     }

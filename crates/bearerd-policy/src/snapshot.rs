@@ -8,7 +8,7 @@ use std::{
 use bearerd_crypto::KeyedHash;
 use bearerd_model::{CallerKey, CallerKeyId, Policy, PolicyId, UnixTime};
 
-use crate::{CompiledKey, KeyKind, PresentedKey, compiled::CompiledPolicy};
+use crate::{CompiledKey, KeyKind, PresentedKey, rule::CompiledPolicy};
 
 /// Why a well-formed key is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -72,11 +72,11 @@ impl Snapshot {
         self.keys.values().filter_map(drained).collect()
     }
 
-    /// Keys that stay go on with the marks they have.
-    pub(crate) fn share_last_use_of(&mut self, earlier: &Self) {
+    /// Keys that stay go on with the marks and counts they have.
+    pub(crate) fn go_on_from(&mut self, earlier: &Self) {
         for (id, key) in &mut self.keys {
             if let Some(earlier) = earlier.keys.get(id) {
-                key.share_last_use_of(earlier);
+                key.go_on_from(earlier);
             }
         }
     }

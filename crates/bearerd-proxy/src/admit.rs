@@ -1,19 +1,22 @@
 //! May this call go out, and with which token? Nothing here waits: where memory has no answer, the call waits and
 //! asks again, so that what was true before the wait is checked anew after it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use bearerd_model::{ConnectionId, DeathCause, UnixTime};
+use bearerd_audit::Text;
+use bearerd_model::{CallerKeyId, ConnectionId, DeathCause, UnixTime};
 use bearerd_policy::{
-    ConnectionFacts, Decision, DenyReason, KeyRefusal, Method, PresentedKey, SharedSnapshot, Snapshot, Sole,
+    Call, CompiledKey, ConnectionFacts, Decision, DenyReason, KeyRefusal, LimitRefusal, Method, Opened,
+    PresentedKey, SharedSnapshot, Snapshot, Sole,
 };
 use bearerd_tokens::{AccessTokens, ConnectionView, LendError, LentToken, Standing};
 use http::HeaderMap;
 
 use crate::{
     error::{Code, Fault},
-    route::{Route, Target},
+    route::Route,
     settings::Limits,
+    under_way::UnderWay,
 };
 
 /// What a call asks for, as far as policy cares.
@@ -23,8 +26,22 @@ pub(crate) struct Asked<'a> {
     pub(crate) key: &'a [u8],
     /// The connection, if header or path name one.
     pub(crate) named: Option<&'a str>,
-    pub(crate) target: Target<'a>,
+    pub(crate) route: &'a Route<'a>,
+    /// The family as policies name it.
+    pub(crate) family: &'a str,
     pub(crate) method: Method,
+    pub(crate) query: Option<&'a str>,
+    /// Where the call comes from, as far as that is known.
+    pub(crate) source: Option<IpAddr>,
+}
+
+/// A call that policy has let through.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) key: CallerKeyId,
+    pub(crate) view: Arc<ConnectionView>,
+    /// What a record rule made of the caller's query.
+    pub(crate) query: Option<String>,
 }
 
 /// What earlier waits of the same call brought.
@@ -49,49 +66,42 @@ pub(crate) enum Only {
 #[derive(Debug)]
 pub(crate) enum Step {
     /// The call may go out with this token.
-    Go(Arc<ConnectionView>, LentToken),
+    Go(Opening, LentToken),
     /// It may, once there is a usable token.
-    Acquire(Arc<ConnectionView>),
+    Acquire(Opening),
     /// The connection is not in memory.
     Load(ConnectionId),
     /// The call names no connection, and the only one that exists is meant.
     FindSole,
 }
 
+/// What decides: what is in memory at this moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    pub(crate) limits: &'a Limits,
+    pub(crate) shared: &'a SharedSnapshot,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) tokens: &'a dyn AccessTokens,
+    pub(crate) now: UnixTime,
+}
+
 /// Key, then connection, then policy, then the connection's standing: one who may not see a connection does not
-/// learn how it stands.
+/// learn how it stands. What is decided is noted in `under_way`.
 pub(crate) fn step(
-    limits: &Limits,
-    shared: &SharedSnapshot,
-    snapshot: &Snapshot,
-    tokens: &dyn AccessTokens,
+    memory: Memory<'_>,
     asked: Asked<'_>,
     known: &Known,
-    now: UnixTime,
+    under_way: &mut UnderWay,
 ) -> Result<Step, Fault> {
-    if !shared.is_usable(limits.stale_keys_max, now) {
-        let detail = "Caller keys cannot be confirmed: the store does not answer.";
-        return Err(Fault::new(Code::TokenUnavailable).detail(detail));
-    }
-    let presented = PresentedKey::parse(asked.key).map_err(|_| Fault::new(Code::CallerKeyInvalid))?;
-    let key = snapshot.authenticate(&presented, now).map_err(|refusal| match refusal {
-        KeyRefusal::Invalid => Fault::new(Code::CallerKeyInvalid),
-        KeyRefusal::Expired => Fault::new(Code::CallerKeyExpired),
-    })?;
-    let table = match asked.target {
-        Target::Table { table, .. } => table,
-        Target::Closed { family } => {
-            let detail = format!("No rule opens the family {family}; only table is open.");
-            return Err(Fault::new(Code::PolicyDenied).detail(detail));
-        }
-    };
+    let (tokens, now) = (memory.tokens, memory.now);
+    let key = authenticate(memory, asked.key, under_way)?;
     let id = match (asked.named, key.default_connection()) {
         (Some(named), _) => ConnectionId::parse(named).map_err(|_| unknown())?,
         (None, Some(id)) => id.clone(),
         (None, None) => match (key.sole_connection(), &known.only) {
             (Sole::Named(id), _) | (Sole::AnyIfOnlyOne, Only::One(id)) => id.clone(),
             (Sole::AnyIfOnlyOne, Only::Unasked) => return Ok(Step::FindSole),
-            (Sole::None, _) if !key.has_rules() => return Err(denied(&DenyReason::NoPolicy)),
+            (Sole::None, _) if !key.has_rules() => return Err(denied(DenyReason::NoPolicy)),
             (Sole::None | Sole::AnyIfOnlyOne, _) => return Err(unnamed()),
         },
     };
@@ -100,19 +110,88 @@ pub(crate) fn step(
     }
     let loaded = known.view.as_ref().filter(|view| view.id == id).cloned();
     let Some(view) = loaded.or_else(|| tokens.peek(&id)) else { return Ok(Step::Load(id)) };
-    match key.decide(ConnectionFacts { id: &view.id, labels: &view.labels }, table, asked.method) {
-        Decision::Allow { .. } => key.mark_used(now),
-        Decision::Deny(DenyReason::NoPolicy | DenyReason::Connection) => return Err(unknown()),
-        Decision::Deny(reason) => return Err(denied(&reason)),
-    }
-    match &view.standing {
-        Standing::Closed(error) => Err(not_lent(error)),
-        Standing::Ready(token) if now < token.usable_until => {
-            let token = token.clone();
-            view.last_use.mark(now);
-            Ok(Step::Go(view, token))
+    let query = open(key, &view, asked, now, under_way)?;
+    key.mark_used(now);
+    let ready = match &view.standing {
+        Standing::Closed(error) => return Err(not_lent(error)),
+        Standing::Ready(token) if now < token.usable_until => Some(token.clone()),
+        Standing::Ready(_) | Standing::NeedsToken => None,
+    };
+    let opening = Opening { key: key.id().clone(), view, query };
+    Ok(match ready {
+        Some(token) => {
+            opening.view.last_use.mark(now);
+            Step::Go(opening, token)
         }
-        Standing::Ready(_) | Standing::NeedsToken => Ok(Step::Acquire(view)),
+        None => Step::Acquire(opening),
+    })
+}
+
+/// Whose key it is.
+pub(crate) fn authenticate<'a>(
+    memory: Memory<'a>,
+    key: &[u8],
+    under_way: &mut UnderWay,
+) -> Result<&'a CompiledKey, Fault> {
+    if !memory.shared.is_usable(memory.limits.stale_keys_max, memory.now) {
+        let detail = "Caller keys cannot be confirmed: the store does not answer.";
+        return Err(Fault::new(Code::TokenUnavailable).detail(detail));
+    }
+    let presented = PresentedKey::parse(key).map_err(|_| Fault::new(Code::CallerKeyInvalid))?;
+    under_way.record().caller_key = Text::new(presented.id());
+    memory.snapshot.authenticate(&presented, memory.now).map_err(|refusal| match refusal {
+        KeyRefusal::Invalid => Fault::new(Code::CallerKeyInvalid),
+        KeyRefusal::Expired => Fault::new(Code::CallerKeyExpired),
+    })
+}
+
+/// Asks the policies; gives the query, where a record rule makes one. The call counts against the limits of the policy
+/// that opens it from its first "yes" on.
+fn open(
+    key: &CompiledKey,
+    view: &ConnectionView,
+    asked: Asked<'_>,
+    now: UnixTime,
+    under_way: &mut UnderWay,
+) -> Result<Option<String>, Fault> {
+    let facts = ConnectionFacts { id: &view.id, labels: &view.labels, instance: &view.upstream.instance };
+    let call = Call {
+        family: asked.family,
+        table: asked.route.table,
+        item: asked.route.item,
+        method: asked.method,
+        source: asked.source,
+        now,
+    };
+    let Opened { policy, rule, records, limits } = match key.decide(facts, &call) {
+        Decision::Allow(opened) => opened,
+        Decision::Deny(reason) if reason.hides_connection() => return Err(unknown()),
+        Decision::Deny(reason) => return Err(denied(reason)),
+    };
+    let record = under_way.record();
+    record.connection = Text::new(view.id.as_str());
+    record.policy = Text::new(policy.as_str());
+    record.rule = u16::try_from(rule).ok();
+    let query = match records {
+        None => None,
+        Some(records) => Some(records.rewrite(asked.query).map_err(|refused| {
+            let said = format!("Rule {rule} of policy {policy} opens some records only. {refused}.");
+            Fault::new(Code::PolicyDenied).detail(said)
+        })?),
+    };
+    if under_way.in_flight().is_none() {
+        *under_way.in_flight() = Some(limits.admit(now).map_err(limited)?);
+    }
+    Ok(query)
+}
+
+fn limited(refusal: LimitRefusal) -> Fault {
+    match refusal {
+        LimitRefusal::Rate { retry_after } => {
+            let secs = retry_after.as_millis().div_ceil(1_000).max(1);
+            Fault::new(Code::CallerRateLimited).retry_after(u64::try_from(secs).unwrap_or(u64::MAX))
+        }
+        LimitRefusal::Concurrency => Fault::new(Code::CallerConcurrency),
     }
 }
 
@@ -172,7 +251,7 @@ fn unnamed() -> Fault {
         .detail("The call names no connection and the key opens several: send the header Connection-Id.")
 }
 
-fn denied(reason: &DenyReason<'_>) -> Fault {
+fn denied(reason: DenyReason<'_>) -> Fault {
     Fault::new(Code::PolicyDenied).detail(format!("{reason}."))
 }
 

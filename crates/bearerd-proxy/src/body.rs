@@ -11,7 +11,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::{call::UnderWay, coarse::Coarse, pool::Lease};
+use crate::{
+    coarse::Coarse,
+    pool::Pool,
+    under_way::UnderWay,
+    upstream::{AnswerStream, ExchangeFault},
+};
 
 /// Why a caller's body did not reach the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +104,11 @@ impl CallerBody {
     /// The caller has sent all of it and the instance has taken all of it.
     pub(crate) fn has_ended(&self) -> bool {
         self.0.ended.get()
+    }
+
+    /// Bytes that the caller has sent of it.
+    pub(crate) fn received(&self) -> u64 {
+        self.0.received.get()
     }
 
     pub(crate) fn fault(&self) -> Option<BodyFault> {
@@ -252,9 +262,11 @@ impl Kept {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AnswerFault {
     #[error("the instance's answer broke off")]
-    Cut(#[source] hyper::Error),
+    Cut(#[source] ExchangeFault),
     #[error("the instance's answer stood still")]
     Stalled,
+    #[error("the call took longer than its family may")]
+    TooLong,
 }
 
 /// What a caller is answered with: a few bytes of our own, or the instance's body as it comes.
@@ -264,18 +276,19 @@ pub(crate) struct AnswerBody(Kind);
 #[derive(Debug)]
 enum Kind {
     Own(Bytes),
-    Streamed(Streamed),
+    Streamed(Stream, UnderWay),
 }
 
+/// A body of the instance, as it comes.
 #[derive(Debug)]
-struct Streamed {
-    incoming: Incoming,
-    /// Given back when the answer has been read to its end; dropped otherwise, which closes the connection.
-    lease: Option<Lease>,
+pub(crate) struct Stream {
+    /// `None`: it was read to its end, and its connection has gone back to the pool. Dropped before, it closes the
+    /// connection.
+    answer: Option<AnswerStream>,
+    pool: Rc<Pool>,
     idle_max_ms: u64,
     waiting_since: Option<u64>,
     now: Coarse,
-    _under_way: UnderWay,
 }
 
 impl AnswerBody {
@@ -283,59 +296,70 @@ impl AnswerBody {
         Self(Kind::Own(bytes))
     }
 
-    pub(crate) fn streamed(
-        incoming: Incoming,
-        lease: Lease,
-        idle_max_ms: u64,
-        now: Coarse,
-        under_way: UnderWay,
-    ) -> Self {
-        let mut streamed = Streamed {
-            incoming,
-            lease: Some(lease),
-            idle_max_ms,
-            waiting_since: None,
-            now,
-            _under_way: under_way,
-        };
-        streamed.give_back_at_end();
-        Self(Kind::Streamed(streamed))
+    /// Bytes of an answer of our own.
+    pub(crate) fn own_len(&self) -> usize {
+        match &self.0 {
+            Kind::Own(bytes) => bytes.len(),
+            Kind::Streamed(..) => 0,
+        }
+    }
+
+    pub(crate) fn streamed(mut stream: Stream, mut under_way: UnderWay) -> Self {
+        under_way.streams();
+        stream.end_at_end(&mut under_way);
+        Self(Kind::Streamed(stream, under_way))
     }
 }
 
-impl Streamed {
-    fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.lease.take().into_iter().for_each(Lease::give_back);
+impl Stream {
+    pub(crate) fn new(answer: AnswerStream, pool: Rc<Pool>, idle_max_ms: u64, now: Coarse) -> Self {
+        Self { answer: Some(answer), pool, idle_max_ms, waiting_since: None, now }
+    }
+
+    fn end_at_end(&mut self, under_way: &mut UnderWay) {
+        if let Some(answer) = self.answer.take_if(|answer| answer.is_ended()) {
+            under_way.ended();
+            if let Some(connection) = answer.into_connection() {
+                self.pool.put(connection);
+            }
         }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
-        loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    self.waiting_since = None;
-                    self.give_back_at_end();
-                    // Trailers are dropped.
-                    if frame.is_data() {
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(AnswerFault::Cut(error)))),
-                Poll::Ready(None) => {
-                    self.lease.take().into_iter().for_each(Lease::give_back);
-                    return Poll::Ready(None);
-                }
-                Poll::Pending => {
-                    let since = *self.waiting_since.get_or_insert_with(|| self.now.now());
-                    return if self.now.is_past(since, self.idle_max_ms) {
-                        Poll::Ready(Some(Err(AnswerFault::Stalled)))
-                    } else {
-                        Poll::Pending
-                    };
+    fn poll_frame(
+        &mut self,
+        under_way: &mut UnderWay,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
+        under_way.asked();
+        let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
+        match answer.poll_chunk(cx) {
+            Poll::Ready(Some(Ok(bytes))) => {
+                self.waiting_since = None;
+                under_way.sent(bytes.len());
+                self.end_at_end(under_way);
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Poll::Ready(Some(Err(fault))) => Poll::Ready(Some(Err(AnswerFault::Cut(fault)))),
+            Poll::Ready(None) => {
+                self.end_at_end(under_way);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let since = *self.waiting_since.get_or_insert_with(|| self.now.now());
+                if self.now.is_past(since, self.idle_max_ms) {
+                    Poll::Ready(Some(Err(AnswerFault::Stalled)))
+                } else if under_way.is_over() {
+                    Poll::Ready(Some(Err(AnswerFault::TooLong)))
+                } else {
+                    Poll::Pending
                 }
             }
         }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let length = self.answer.as_ref().map_or(Some(0), AnswerStream::length);
+        length.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -350,21 +374,21 @@ impl Body for AnswerBody {
         match &mut self.get_mut().0 {
             Kind::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Kind::Streamed(streamed) => streamed.poll_frame(cx),
+            Kind::Streamed(stream, under_way) => stream.poll_frame(under_way, cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Own(bytes) => bytes.is_empty(),
-            Kind::Streamed(streamed) => streamed.incoming.is_end_stream(),
+            Kind::Streamed(stream, _) => stream.answer.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Streamed(streamed) => streamed.incoming.size_hint(),
+            Kind::Streamed(stream, _) => stream.size_hint(),
         }
     }
 }

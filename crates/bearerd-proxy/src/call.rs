@@ -3,51 +3,38 @@
 //! each. Dropping the future, as hyper does when a caller leaves, closes the connection to the instance and nothing
 //! else.
 
-use std::{
-    convert::Infallible,
-    future::{Future, poll_fn},
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-};
+use std::{convert::Infallible, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll};
 
+use bearerd_audit::Text;
 use bearerd_model::ConnectionId;
 use bearerd_policy::Method;
-use bearerd_tokens::{AfterRefusal, ConnectionView, LentToken};
-use http::{Request, Response, StatusCode, Uri, request, response, uri::PathAndQuery};
+use bearerd_tokens::{AfterRefusal, LentToken};
+use bytes::BytesMut;
+use http::{Request, Response, StatusCode, request, uri::PathAndQuery};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::task::spawn_local;
+use zeroize::Zeroizing;
 
 use crate::{
-    admit::{self, Asked, Known, Only, Step},
+    admit::{self, Asked, Known, Only, Opening, Step},
     answer_head::{self, Base},
     body::{AnswerBody, BodyFault, CallerBody, UpstreamBody},
+    caller::CallerConnection,
     credentials,
     error::{Code, Fault, Wanted},
     head,
-    metrics::{Origin, Shard},
-    pool::{Lease, Pool},
+    places::Full,
+    pool::{Pool, Taken},
     request_id::RequestId,
-    route::Route,
-    upstream_head,
-    worker::{CallerConnection, Worker},
+    route::{Family, Route},
+    settings::FamilyLimits,
+    token_endpoint,
+    under_way::UnderWay,
+    upstream::{AnswerHead, AnswerStream, Exchange, ExchangeFault, Parsed},
+    upstream_head::{self, Length, Ours},
+    worker::Worker,
 };
-
-/// Counts a call as under way until its answer has ended or was given up.
-#[derive(Debug)]
-pub(crate) struct UnderWay {
-    caller: Rc<CallerConnection>,
-    worker: Rc<Worker>,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.caller.call_ends(self.worker.now.now());
-        self.worker.shard.in_flight.take_one();
-    }
-}
 
 /// Answers one request; never fails but by an answer.
 pub(crate) async fn serve(
@@ -56,29 +43,39 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let wire_fault = caller.call_begins(worker.now.now());
-    worker.shard.in_flight.add_one();
-    let under_way = UnderWay { caller, worker: Rc::clone(&worker) };
     let (parts, body) = request.into_parts();
     let request_id = worker.ids.id_for(&parts.headers);
-    let method = Method::parse(parts.method.as_str());
+    let mut under_way = UnderWay::begin(&worker, caller, &parts, &request_id);
     let outcome = match (worker.draining.get(), wire_fault) {
         (true, _) => Err(Failed::before(Fault::new(Code::Draining).closing())),
         (false, Some(fault)) => Err(Failed::before(Fault::malformed(fault.detail()))),
-        (false, None) => forward(&worker, &parts, body, request_id.clone(), under_way).await,
+        (false, None) => answer(&worker, &parts, body, &request_id, &mut under_way).await,
     };
     Ok(match outcome {
-        Ok(response) => {
-            worker.shard.answered(method, response.status(), Origin::Instance);
+        Ok(Answer::Instance(response)) => response.map(|stream| AnswerBody::streamed(stream, under_way)),
+        Ok(Answer::Own(response)) => {
+            under_way.answers_itself(response.status(), response.body().own_len());
             response
         }
         Err(failed) => {
             failed.log(&request_id);
             let fault = failed.fault;
-            note_fault(&worker.shard, method, &fault);
-            fault.respond(Wanted::of(&parts.headers).format, request_id)
+            let response = fault.respond(Wanted::of(&parts.headers).format, request_id, parts.version);
+            under_way.failed(&fault, response.body().own_len());
+            response
         }
     })
 }
+
+/// What a call is answered with.
+enum Answer {
+    Instance(Response<FromInstance>),
+    /// A token response.
+    Own(Response<AnswerBody>),
+}
+
+/// A body of the instance that is about to stream.
+type FromInstance = crate::body::Stream;
 
 /// A fault, and the connection it concerns once that is settled: for the log.
 struct Failed {
@@ -93,7 +90,9 @@ impl Failed {
 
     /// One line per failure that is not the caller's.
     fn log(&self, request_id: &RequestId) {
-        if self.fault.code.status().is_server_error() {
+        // Shedding is no news a thousand times a second: it is counted.
+        let own = matches!(self.fault.code, Code::Overloaded | Code::Draining);
+        if self.fault.code.status().is_server_error() && !own {
             let code = self.fault.code.name();
             let connection = self.connection.as_ref().map_or("", ConnectionId::as_str);
             let cause = self.fault.cause.as_deref().unwrap_or_default();
@@ -114,45 +113,74 @@ impl From<Fault> for Failed {
     }
 }
 
-fn note_fault(shard: &Shard, method: Option<Method>, fault: &Fault) {
-    shard.answered(method, fault.code.status(), Origin::Bearerd);
-    shard.failed(fault.code);
-}
-
-async fn forward(
+async fn answer(
     worker: &Rc<Worker>,
     parts: &request::Parts,
     body: Incoming,
-    request_id: RequestId,
-    under_way: UnderWay,
-) -> Result<Response<AnswerBody>, Failed> {
+    request_id: &RequestId,
+    under_way: &mut UnderWay,
+) -> Result<Answer, Failed> {
     let limits = &*worker.limits;
     let has_body = !body.is_end_stream();
-    let head = head::check(limits, &parts.method, &parts.uri, &parts.headers, has_body)?;
+    let head = head::check(limits, parts, has_body)?;
+    if let Some(trace) = upstream_head::traceparent(&parts.headers) {
+        under_way.record().traceparent = Text::from_bytes(trace.as_bytes());
+    }
+    let source = under_way.caller().source(&worker.callers_rule, &parts.headers)?;
+    under_way.record().source = source;
+    worker.room_for_records().await?;
+    if parts.uri.path() == token_endpoint::PATH {
+        return token_response(worker, parts, head.method, body, request_id, under_way).await;
+    }
     let route = Route::parse(parts.uri.path()).map_err(Fault::from)?;
+    let family = limits.of(route.family);
+    under_way.routed(&route, family.total_ms);
     upstream_head::check_query(parts.uri.query())?;
     let key = credentials::presented(&parts.headers)?;
-    let named = admit::named_connection(&route, &parts.headers)?;
-    let asked = Asked { key: key.as_bytes(), named, target: route.target, method: head.method };
-    let (view, token) = admitted(worker, asked).await?;
+    let asked = Asked {
+        key: key.as_bytes(),
+        named: admit::named_connection(&route, &parts.headers)?,
+        route: &route,
+        family: &route.family.name(),
+        method: head.method,
+        query: parts.uri.query(),
+        source,
+    };
+    let (opening, token) = admitted(worker, asked, under_way).await?;
+    under_way.decided();
+    let view = opening.view;
     let concerned = |fault: Fault| Failed { fault, connection: Some(view.id.clone()) };
-    if body.size_hint().lower() > limits.table_body_bytes_max {
+    if body.size_hint().lower() > family.body_bytes_max {
         return Err(concerned(Fault::new(Code::BodyTooLarge).closing()));
     }
     let body = has_body.then(|| {
-        CallerBody::new(body, limits.table_body_bytes_max, limits.replay_body_bytes_max, worker.now.clone())
+        CallerBody::new(body, family.body_bytes_max, limits.replay_body_bytes_max, worker.now.clone())
     });
+    if let Some(body) = &body {
+        under_way.carries(body.clone());
+    }
     let outgoing = Outgoing {
         worker,
+        family,
         method: head.method,
         sent: parts,
-        target: upstream_head::target(&route, parts.uri.query()),
+        target: upstream_head::target(
+            parts.uri.path_and_query().ok_or_else(|| Fault::new(Code::PathRefused))?,
+            &route,
+            opening.query.as_deref(),
+        ),
         body,
     };
-    let (answer, incoming, lease) = exchange(&outgoing, &view.id, token).await.map_err(concerned)?;
-    if let Err(fault) = answer_head::check_sense(&answer, head.wanted, head.method) {
-        if incoming.is_end_stream() {
-            lease.give_back();
+    let (answer, stream, pool) = exchange(&outgoing, &view.id, token, under_way).await.map_err(concerned)?;
+    under_way.answered(&answer);
+    let checked = if route.family == Family::Table {
+        answer_head::check_sense(&answer, head.wanted, head.method)
+    } else {
+        Ok(())
+    };
+    if let Err(fault) = checked {
+        if let Some(connection) = stream.into_connection() {
+            pool.put(connection);
         }
         return Err(concerned(fault));
     }
@@ -163,25 +191,32 @@ async fn forward(
         connection: route.connection,
         instance: &view.upstream.instance,
     };
-    let body = AnswerBody::streamed(incoming, lease, limits.body_idle_ms, worker.now.clone(), under_way);
-    let mut response = Response::new(body);
+    let stream = FromInstance::new(stream, pool, limits.body_idle_ms, worker.now.clone());
+    let mut response = Response::new(stream);
     *response.status_mut() = answer.status;
-    *response.headers_mut() = answer_head::headers(answer.headers, base, request_id.into_value());
-    Ok(response)
+    *response.headers_mut() = answer_head::headers(answer.headers, base, request_id.value());
+    Ok(Answer::Instance(response))
 }
 
 /// Waits for what memory does not hold, and asks anew after each wait. Each question is put at most once.
-async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionView>, LentToken), Failed> {
+async fn admitted(
+    worker: &Worker,
+    asked: Asked<'_>,
+    under_way: &mut UnderWay,
+) -> Result<(Opening, LentToken), Failed> {
     let mut known = Known::default();
     loop {
-        let step = {
-            let mut reader = worker.snapshot.borrow_mut();
-            let (snapshot, now) = (reader.load(), worker.clock.now());
-            admit::step(&worker.limits, &worker.shared, snapshot, &*worker.tokens, asked, &known, now)?
-        };
+        let step = worker.remembering(|memory| admit::step(memory, asked, &known, under_way))?;
         match step {
-            Step::Go(view, token) => return Ok((view, token)),
-            Step::Acquire(view) => {
+            Step::Go(opening, token) => {
+                // Whoever had to wait for a place is judged again.
+                if has_place(worker, &opening, under_way).await? {
+                    under_way.record().generation = Some(token.generation.0);
+                    return Ok((opening, token));
+                }
+            }
+            Step::Acquire(opening) => {
+                let view = &opening.view;
                 let acquired = worker.tokens.acquire(&view.id).await;
                 let refused =
                     |error| Failed { fault: admit::not_lent(&error), connection: Some(view.id.clone()) };
@@ -193,8 +228,11 @@ async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionVi
                         connection: Some(view.id.clone()),
                     });
                 }
-                view.last_use.mark(worker.clock.now());
-                return Ok((view, token));
+                if has_place(worker, &opening, under_way).await? {
+                    view.last_use.mark(worker.clock.now());
+                    under_way.record().generation = Some(token.generation.0);
+                    return Ok((opening, token));
+                }
             }
             Step::FindSole => {
                 known.only = worker.tokens.sole_connection().await.map_or(Only::None, Only::One);
@@ -207,9 +245,92 @@ async fn admitted(worker: &Worker, asked: Asked<'_>) -> Result<(Arc<ConnectionVi
     }
 }
 
+/// `false`: there is one now, after a wait.
+async fn has_place(worker: &Worker, opening: &Opening, under_way: &mut UnderWay) -> Result<bool, Fault> {
+    let pool = worker.pools.pool(&opening.view.upstream);
+    if under_way.place().as_ref().is_some_and(|place| place.is_at(&pool.places)) {
+        return Ok(true);
+    }
+    if let Some(place) = pool.places.try_take() {
+        *under_way.place() = Some(place);
+        return Ok(true);
+    }
+    worker.shard.queued.add_one();
+    let place = pool.places.take(&opening.key).await.map_err(|full| {
+        Fault::new(Code::Overloaded).detail(match full {
+            Full::QueueFull => "Too many calls wait for this instance.",
+            Full::WaitedTooLong => "The instance had no room for the call in time.",
+        })
+    })?;
+    *under_way.place() = Some(place);
+    Ok(false)
+}
+
+/// `POST /oauth_token.do`.
+async fn token_response(
+    worker: &Rc<Worker>,
+    parts: &request::Parts,
+    method: Method,
+    body: Incoming,
+    request_id: &RequestId,
+    under_way: &mut UnderWay,
+) -> Result<Answer, Failed> {
+    if method != Method::Post {
+        return Err(Fault::new(Code::MethodRefused).allowing("POST").into());
+    }
+    under_way.record().family = Text::new("oauth_token");
+    let body = CallerBody::new(body, token_endpoint::BODY_BYTES_MAX as u64, 0, worker.now.clone());
+    under_way.carries(body.clone());
+    let form = whole(worker, &body).await?;
+    let refused = |refusal: token_endpoint::Refusal| Ok(Answer::Own(refusal.respond(request_id.clone())));
+    let request = match token_endpoint::Request::parse(&parts.headers, &form) {
+        Ok(request) => request,
+        Err(refusal) => return refused(refusal),
+    };
+    let checked = worker.remembering(|memory| {
+        let key = admit::authenticate(memory, &request.key, under_way)?;
+        key.mark_used(memory.now);
+        Ok((key.ends_at(), memory.now))
+    });
+    match checked {
+        Ok((ends_at, now)) => Ok(Answer::Own(request.granted(ends_at, now, request_id.clone()))),
+        Err(Fault { code, .. }) => refused(request.refused(code)),
+    }
+}
+
+/// All of a small body.
+async fn whole(worker: &Worker, body: &CallerBody) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let mut stream = body.attempt().ok_or_else(|| Fault::malformed("The body was cut off."))?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(token_endpoint::BODY_BYTES_MAX));
+    loop {
+        let chunk = poll_fn(|cx| {
+            let chunk = Pin::new(&mut stream).poll_frame(cx);
+            if chunk.is_pending() && body.is_stalled(worker.limits.body_idle_ms) {
+                return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
+            }
+            chunk.map(Ok)
+        });
+        match chunk.await? {
+            None => return Ok(bytes),
+            Some(Ok(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+            Some(Err(fault)) => return Err(body_fault(fault)),
+        }
+    }
+}
+
+fn body_fault(fault: BodyFault) -> Fault {
+    match fault {
+        BodyFault::TooLarge => Fault::new(Code::BodyTooLarge).closing(),
+        BodyFault::Broken | BodyFault::Superseded => {
+            Fault::malformed("The body is malformed or was cut off.")
+        }
+    }
+}
+
 /// A call that policy has let through.
 struct Outgoing<'a> {
     worker: &'a Rc<Worker>,
+    family: &'a FamilyLimits,
     method: Method,
     /// The caller's own head.
     sent: &'a request::Parts,
@@ -217,14 +338,20 @@ struct Outgoing<'a> {
     body: Option<CallerBody>,
 }
 
-type Answer = (response::Parts, Incoming, Lease);
+/// The head of an answer, and the body to come with the pool that its connection goes back to.
+type Answered = (AnswerHead, AnswerStream, Rc<Pool>);
 
 /// Sends the call; and once more after a 401, with the token that a forced refresh brought, if the body is still at
 /// hand *after* the refresh and the token is for the instance that answered. A 401 precedes execution, so no write
 /// runs twice (P-26, I-4, I-11).
-async fn exchange(outgoing: &Outgoing<'_>, id: &ConnectionId, token: LentToken) -> Result<Answer, Fault> {
+async fn exchange(
+    outgoing: &Outgoing<'_>,
+    id: &ConnectionId,
+    token: LentToken,
+    under_way: &mut UnderWay,
+) -> Result<Answered, Fault> {
     let attempt = outgoing.attempt(&token).expect("nothing of the body has passed yet");
-    let first = send(outgoing, attempt).await?;
+    let first = send(outgoing, attempt, under_way).await?;
     if first.0.status == StatusCode::UNAUTHORIZED {
         let outcome = outgoing.worker.tokens.refused(id, &token);
         if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
@@ -237,7 +364,8 @@ async fn exchange(outgoing: &Outgoing<'_>, id: &ConnectionId, token: LentToken) 
             // Its connection is closed, and with it what was still being sent there.
             drop(first);
             outgoing.worker.shard.replays.add_one();
-            return send(outgoing, attempt).await;
+            under_way.replayed(newer.generation);
+            return send(outgoing, attempt, under_way).await;
         }
     }
     outgoing.body.iter().for_each(CallerBody::keep_no_more);
@@ -247,35 +375,29 @@ async fn exchange(outgoing: &Outgoing<'_>, id: &ConnectionId, token: LentToken) 
 /// A request and where it goes: both follow from one token, so that it goes nowhere else (I-4).
 struct OneAttempt {
     pool: Rc<Pool>,
-    request: Request<UpstreamBody>,
+    head: BytesMut,
+    body: UpstreamBody,
+    length: Length,
 }
 
 /// Sends one attempt and waits for the answer's head. The attempt moves to another connection only while not a byte
 /// of it was written (P-28).
-async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt) -> Result<Answer, Fault> {
-    let worker = outgoing.worker;
-    let OneAttempt { pool, mut request } = attempt;
+async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay) -> Result<Answered, Fault> {
+    let OneAttempt { pool, mut head, mut body, length } = attempt;
+    let (chunked, to_head) = (length == Length::Unknown, outgoing.method == Method::Head);
     loop {
-        let mut connection = worker.pools.take(&pool).await.map_err(|error| {
+        let Taken { connection, is_reused } = outgoing.worker.pools.take(&pool).await.map_err(|error| {
             Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
         })?;
-        let is_reused = connection.is_reused;
-        let answered = outgoing.head_of(connection.sender.try_send_request(request)).await?;
-        let mut refused = match answered {
-            Ok(answer) => {
-                let (head, incoming) = answer.into_parts();
-                let lease = Lease::new(connection, pool, outgoing.body.clone());
-                let checked = answer_head::check_framing(&head);
-                return checked
-                    .map(|()| (head, incoming, lease))
-                    .map_err(|fault| outgoing.after_sending(fault));
+        let mut exchange = Exchange::new(connection, head, body, chunked, to_head);
+        match outgoing.head_of(&mut exchange, under_way).await? {
+            Ok(parsed) => {
+                let stream = exchange.into_body(&parsed);
+                return Ok((parsed.head, stream, pool));
             }
-            Err(refused) => refused,
-        };
-        match refused.take_message() {
-            // The connection was closed while idle, and the request given back whole.
-            Some(unsent) if is_reused => request = unsent,
-            _ => return Err(outgoing.broken(refused.error())),
+            // It was closed while idle.
+            Err(ExchangeFault::NotSent) if is_reused => (head, body) = exchange.into_unsent(),
+            Err(fault) => return Err(outgoing.broken(&fault)),
         }
     }
 }
@@ -287,32 +409,36 @@ impl Outgoing<'_> {
             Some(body) => body.attempt()?,
             None => UpstreamBody::EMPTY,
         };
-        let empty_write =
-            self.body.is_none() && matches!(self.method, Method::Post | Method::Put | Method::Patch);
+        let length = match (&self.body, self.method) {
+            (Some(_), _) => body.size_hint().exact().map_or(Length::Unknown, Length::Known),
+            // A write without a body says so.
+            (None, Method::Post | Method::Put | Method::Patch) => Length::Known(0),
+            (None, _) => Length::Unsaid,
+        };
         let pool = self.worker.pools.pool(&token.upstream);
-        let mut request = Request::new(body);
-        *request.method_mut() = self.sent.method.clone();
-        *request.uri_mut() = Uri::from(self.target.clone());
-        *request.headers_mut() =
-            upstream_head::headers(&self.sent.headers, &pool.host, &token.bearer, empty_write);
-        Some(OneAttempt { pool, request })
+        let ours = Ours { host: &pool.host, bearer: &token.bearer, length };
+        let head = upstream_head::encode(self.method.name(), &self.target, &self.sent.headers, ours);
+        Some(OneAttempt { pool, head, body, length })
     }
 
-    /// Waits for `answer`, as long as the limits on silence allow.
-    async fn head_of<F: Future>(&self, answer: F) -> Result<F::Output, Fault> {
-        let limits = &self.worker.limits;
-        let begun = self.worker.now.now();
-        let mut answer = pin!(answer);
+    /// Waits for the answer's head, as long as the limits on silence allow.
+    async fn head_of(
+        &self,
+        exchange: &mut Exchange,
+        under_way: &UnderWay,
+    ) -> Result<Result<Parsed, ExchangeFault>, Fault> {
+        let worker = self.worker;
+        let begun = worker.now.now();
         poll_fn(|cx| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            if let Poll::Ready(answer) = exchange.poll_head(cx) {
                 return Poll::Ready(Ok(answer));
             }
             let body = self.body.as_ref();
-            if body.is_some_and(|body| body.is_stalled(limits.body_idle_ms)) {
+            if body.is_some_and(|body| body.is_stalled(worker.limits.body_idle_ms)) {
                 return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
             }
             let since = body.map_or(begun, |body| body.progressed_at().max(begun));
-            if self.worker.now.is_past(since, limits.first_byte_ms) {
+            if worker.now.is_past(since, self.family.first_byte_ms) || under_way.is_over() {
                 return Poll::Ready(Err(self.after_sending(Fault::new(Code::InstanceTimeout))));
             }
             Poll::Pending
@@ -326,19 +452,21 @@ impl Outgoing<'_> {
     }
 
     /// Why there is no answer's head.
-    fn broken(&self, error: &hyper::Error) -> Fault {
-        match self.body.as_ref().and_then(CallerBody::fault) {
-            Some(BodyFault::TooLarge) => return Fault::new(Code::BodyTooLarge).closing(),
-            Some(BodyFault::Broken | BodyFault::Superseded) => {
-                return Fault::malformed("The body is malformed or was cut off.");
-            }
-            None => {}
+    fn broken(&self, why: &ExchangeFault) -> Fault {
+        if let Some(fault) = self.body.as_ref().and_then(CallerBody::fault) {
+            return body_fault(fault);
         }
-        let fault = if error.is_parse() || error.is_incomplete_message() {
-            Fault::new(Code::InstanceReplyInvalid).detail("The answer's head was broken or cut off.")
-        } else {
-            Fault::new(Code::InstanceUnreachable).detail("The connection broke before an answer came.")
+        let invalid = Fault::new(Code::InstanceReplyInvalid);
+        let fault = match why {
+            ExchangeFault::Head(fault) => invalid.detail(fault.to_string()),
+            ExchangeFault::CutOff | ExchangeFault::Chunks(_) => {
+                invalid.detail("The answer's head was broken or cut off.")
+            }
+            ExchangeFault::NotSent | ExchangeFault::Broken(_) | ExchangeFault::Body => {
+                let detail = "The connection broke before an answer came.";
+                Fault::new(Code::InstanceUnreachable).detail(detail)
+            }
         };
-        self.after_sending(fault).caused_by(error)
+        self.after_sending(fault).caused_by(why)
     }
 }

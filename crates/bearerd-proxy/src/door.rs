@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, sync::mpsc, thread, time::Duration};
 
+use bearerd_audit::{AccessLog, AccessWriter};
 use bearerd_model::Clock;
 use bearerd_net::Listener;
 use bearerd_policy::SharedSnapshot;
@@ -13,6 +14,7 @@ use tokio::{
 
 use crate::{
     metrics::{ProxyMetrics, Shard},
+    places::AllPlaces,
     settings::{ProxySettings, ProxySettingsError},
     worker::{Parts, Worker},
 };
@@ -34,6 +36,9 @@ pub struct ProxyDoor {
 }
 
 impl ProxyDoor {
+    /// What the door speaks over TLS, best first.
+    pub const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+
     /// Starts the workers, each on a thread of its own, all accepting from `listener`. The door serves when this
     /// returns. It needs no runtime around it.
     ///
@@ -46,19 +51,22 @@ impl ProxyDoor {
         tokens: Arc<dyn AccessTokens>,
         clock: Arc<dyn Clock>,
         metrics: &ProxyMetrics,
+        access: &AccessLog,
     ) -> Result<Self, DoorError> {
         let mut limits = settings.limits()?;
         limits.tls = listener.is_tls();
-        let parts = Parts { limits: Arc::new(limits), shared: snapshot, tokens, clock };
+        let places = Arc::new(AllPlaces::new(limits.places));
+        let parts = Parts { limits: Arc::new(limits), shared: snapshot, tokens, clock, places };
         let (stop, stopped) = watch::channel(None);
         let mut door = Self { stop, workers: Vec::new() };
         for number in 0..settings.worker_count() {
             let (listener, parts, shard) = (listener.try_clone()?, parts.clone(), metrics.shard());
+            let access = access.writer();
             let stopped = stopped.clone();
             let (up, is_up) = mpsc::sync_channel(1);
             let worker = thread::Builder::new()
                 .name(format!("proxy-{number}"))
-                .spawn(move || run_worker(listener, parts, shard, stopped, &up))?;
+                .spawn(move || run_worker(listener, parts, shard, access, stopped, &up))?;
             door.workers.push(worker);
             is_up.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))?;
         }
@@ -87,6 +95,7 @@ fn run_worker(
     listener: Listener,
     parts: Parts,
     shard: Arc<Shard>,
+    access: AccessWriter,
     stopped: watch::Receiver<Option<Duration>>,
     up: &mpsc::SyncSender<io::Result<()>>,
 ) {
@@ -97,7 +106,7 @@ fn run_worker(
     runtime.block_on(async move {
         match listener.into_acceptor() {
             Ok(acceptor) => {
-                let worker = Worker::new(parts, shard);
+                let worker = Worker::new(parts, shard, access, Arc::clone(acceptor.handshaker().callers()));
                 drop(up.send(Ok(())));
                 worker.run(acceptor, stopped).await;
             }

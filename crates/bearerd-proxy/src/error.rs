@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 
 use crate::{body::AnswerBody, request_id::RequestId};
 
@@ -211,7 +211,7 @@ impl Code {
                 413,
                 false,
                 "The request body is too large",
-                "Send less at once, or ask the operator for a higher limit (proxy.table_body_bytes_max).",
+                "Send less at once, or ask the operator for a higher limit (proxy.{family}.body_bytes_max).",
             ),
             Self::TargetTooLong => line(
                 "target_too_long",
@@ -298,7 +298,7 @@ impl Code {
                 504,
                 true,
                 "The instance did not begin to answer in time",
-                "Ask for less at once, or ask the operator for a longer limit (proxy.first_byte_timeout_s).",
+                "Ask for less at once, or ask the operator for a longer limit (proxy.{family}.first_byte_timeout_s).",
             ),
         }
     }
@@ -335,6 +335,8 @@ pub(crate) struct Fault {
     retry_after_s: Option<u64>,
     /// Close the connection after the answer: its next bytes cannot be trusted.
     close: bool,
+    /// For 405: what is allowed instead.
+    allow: &'static str,
     /// For the log only: the chain of causes.
     pub(crate) cause: Option<String>,
 }
@@ -348,7 +350,7 @@ impl Fault {
             _ => None,
         };
         let retryable = code.line().retryable;
-        Self { code, retryable, detail: None, retry_after_s, close: false, cause: None }
+        Self { code, retryable, detail: None, retry_after_s, close: false, allow: METHODS, cause: None }
     }
 
     /// A request that is wrong as such: said, and the connection closed.
@@ -372,6 +374,11 @@ impl Fault {
         self
     }
 
+    pub(crate) fn allowing(mut self, methods: &'static str) -> Self {
+        self.allow = methods;
+        self
+    }
+
     pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
@@ -383,7 +390,13 @@ impl Fault {
         self
     }
 
-    pub(crate) fn respond(&self, format: Format, request_id: RequestId) -> Response<AnswerBody> {
+    /// Over HTTP/2 there is no connection to close for one call's sake: its framing is never in doubt.
+    pub(crate) fn respond(
+        &self,
+        format: Format,
+        request_id: RequestId,
+        version: Version,
+    ) -> Response<AnswerBody> {
         let mut response = Response::new(AnswerBody::own(self.body(format)));
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
@@ -397,15 +410,14 @@ impl Fault {
                 headers.insert(header::WWW_AUTHENTICATE, challenge);
             }
             Code::MethodRefused => {
-                headers
-                    .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
+                headers.insert(header::ALLOW, HeaderValue::from_static(self.allow));
             }
             _ => {}
         }
         if let Some(secs) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(secs));
         }
-        if self.close {
+        if self.close && version != Version::HTTP_2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -484,6 +496,9 @@ impl Format {
     }
 }
 
+/// What the families know.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
+
 fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>']) {
         return text.into();
@@ -546,8 +561,9 @@ mod tests {
 
     #[test]
     fn the_head_carries_code_id_and_what_the_status_demands() {
-        let respond =
-            |code: Code| Fault::new(code).respond(Format::Json, RequestId::for_test("r1")).into_parts().0;
+        let respond = |code: Code| {
+            Fault::new(code).respond(Format::Json, RequestId::for_test("r1"), Version::HTTP_11).into_parts().0
+        };
         for code in Code::ALL {
             let parts = respond(code);
             assert_eq!(parts.status, code.status());

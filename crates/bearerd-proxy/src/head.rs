@@ -3,7 +3,7 @@
 //! [`crate::wire`].
 
 use bearerd_policy::Method;
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, Version, header, request};
 
 use crate::{
     error::{Code, Fault, Wanted},
@@ -22,22 +22,21 @@ pub(crate) struct Checked<'a> {
 /// `has_body`: the request carries at least one byte of body, or may.
 pub(crate) fn check<'a>(
     limits: &Limits,
-    method: &http::Method,
-    uri: &Uri,
-    headers: &'a HeaderMap,
+    sent: &'a request::Parts,
     has_body: bool,
 ) -> Result<Checked<'a>, Fault> {
-    let method = Method::parse(method.as_str()).ok_or_else(|| Fault::new(Code::MethodRefused).closing())?;
-    check_target(limits, uri)?;
+    let method = Method::parse(sent.method.as_str());
+    let method = method.ok_or_else(|| Fault::new(Code::MethodRefused).closing())?;
+    let named = check_target(limits, sent)?;
     if has_body && method.is_safe() {
         return Err(Fault::malformed("A GET or HEAD carries no body."));
     }
-    let host = check_headers(limits, headers)?;
+    let host = check_headers(limits, &sent.headers, named)?;
     let known = |host: &str| limits.hosts.iter().any(|known| known.eq_ignore_ascii_case(host));
     if !limits.hosts.is_empty() && !known(host) {
         return Err(Fault::new(Code::Misdirected));
     }
-    Ok(Checked { method, host, wanted: Wanted::of(headers) })
+    Ok(Checked { method, host, wanted: Wanted::of(&sent.headers) })
 }
 
 /// `host[:port]`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
@@ -65,19 +64,35 @@ pub(crate) fn is_host(text: &[u8]) -> bool {
     named && ported
 }
 
-/// Only the origin form (RFC 9112 §3.2.1): bearerd is nobody's forward proxy (P-02, P-15).
-fn check_target(limits: &Limits, uri: &Uri) -> Result<(), Fault> {
-    if uri.scheme().is_some() || uri.authority().is_some() || !uri.path().starts_with('/') {
+/// Only the origin form (RFC 9112 §3.2.1), and its equal of HTTP/2 (RFC 9113 §8.3.1): bearerd is nobody's forward proxy
+/// (P-02, P-15). Gives the host that `:authority` names.
+fn check_target<'a>(limits: &Limits, sent: &'a request::Parts) -> Result<Option<&'a str>, Fault> {
+    let uri = &sent.uri;
+    let authority = uri.authority().map(http::uri::Authority::as_str);
+    let own = match sent.version {
+        Version::HTTP_2 => matches!(uri.scheme_str(), Some("http" | "https") | None),
+        _ => uri.scheme().is_none() && authority.is_none(),
+    };
+    if !own || !uri.path().starts_with('/') {
         return Err(Fault::malformed("The request target is not a path."));
     }
     if uri.path().len() + uri.query().map_or(0, |query| query.len() + 1) > limits.target_bytes_max {
         return Err(Fault::new(Code::TargetTooLong).closing());
     }
-    Ok(())
+    match authority {
+        Some(authority) if !is_host(authority.as_bytes()) => {
+            Err(Fault::malformed("The authority of the request is not a host."))
+        }
+        authority => Ok(authority),
+    }
 }
 
-/// One pass over the headers; gives the host.
-fn check_headers<'a>(limits: &Limits, headers: &'a HeaderMap) -> Result<&'a str, Fault> {
+/// One pass over the headers; gives the host: `named` by the target, or by `Host`, or by both alike.
+fn check_headers<'a>(
+    limits: &Limits,
+    headers: &'a HeaderMap,
+    named: Option<&'a str>,
+) -> Result<&'a str, Fault> {
     let mut host = None;
     let mut bytes = 0;
     for (name, value) in headers {
@@ -107,7 +122,12 @@ fn check_headers<'a>(limits: &Limits, headers: &'a HeaderMap) -> Result<&'a str,
     if bytes > limits.headers_bytes_max {
         return Err(Fault::new(Code::HeadersTooLarge).closing());
     }
-    host.ok_or_else(|| Fault::malformed("There is no Host header."))
+    match (named, host) {
+        (Some(named), Some(host)) if named != host => {
+            Err(Fault::malformed("The request names two different hosts."))
+        }
+        (named, host) => named.or(host).ok_or_else(|| Fault::malformed("There is no Host header.")),
+    }
 }
 
 /// Longest DNS name.
@@ -133,10 +153,11 @@ mod tests {
             ProxySettings { hosts: vec!["b.example".into(), "B2.example:1".into()], ..Default::default() };
         let limits = limits.limits().unwrap();
         let has_body = map.contains_key("x-body");
-        let method = http::Method::from_bytes(method.as_bytes()).unwrap();
-        let outcome = check(&limits, &method, &target.parse().unwrap(), &map, has_body).map_err(|fault| {
-            let response =
-                fault.respond(crate::error::Format::Json, crate::request_id::RequestId::for_test("r"));
+        let mut sent = http::Request::builder().method(method).uri(target).body(()).unwrap().into_parts().0;
+        sent.headers = map;
+        let outcome = check(&limits, &sent, has_body).map_err(|fault| {
+            let id = crate::request_id::RequestId::for_test("r");
+            let response = fault.respond(crate::error::Format::Json, id, Version::HTTP_11);
             (fault.code.name(), response.headers().contains_key(header::CONNECTION))
         });
         assert_eq!(outcome.as_ref().err().copied(), expected, "{method} {target} {headers:?}");
@@ -203,6 +224,32 @@ mod tests {
             check_head(method, "/x", &[HOST, ("x-body", "")], MALFORMED);
         }
         check_head("DELETE", "/x", &[HOST, ("x-body", "")], None);
+    }
+
+    /// P-04, P-15.
+    #[test]
+    fn over_http2_the_authority_is_the_host() {
+        let limits = ProxySettings::default().limits().unwrap();
+        let host_of = |target: &str, host: Option<&str>| {
+            let mut request = http::Request::builder().uri(target).version(Version::HTTP_2);
+            if let Some(host) = host {
+                request = request.header("host", host);
+            }
+            let sent = request.body(()).unwrap().into_parts().0;
+            check(&limits, &sent, false).map(|checked| checked.host.to_owned()).map_err(|fault| fault.code)
+        };
+        for (target, host, expected) in [
+            ("https://b.example/x", None, Some("b.example")),
+            ("http://b.example:8080/x", Some("b.example:8080"), Some("b.example:8080")),
+            ("/x", Some("b.example"), Some("b.example")),
+            ("https://b.example/x", Some("other"), None),
+            ("https://u@b.example/x", None, None),
+            ("ftp://b.example/x", None, None),
+            ("/x", None, None),
+        ] {
+            let expected = expected.map(str::to_owned).ok_or(Code::RequestMalformed);
+            assert_eq!(host_of(target, host), expected, "{target} {host:?}");
+        }
     }
 
     /// P-20, P-25.

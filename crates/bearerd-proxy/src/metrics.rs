@@ -14,7 +14,7 @@ use prometheus::{
     proto::MetricFamily,
 };
 
-use crate::error::Code;
+use crate::{answer_head::Verdict, error::Code};
 
 /// The figures of one worker. One thread writes; others read now and then.
 #[derive(Debug, Default)]
@@ -22,6 +22,11 @@ pub(crate) struct Shard {
     /// By method (the last row: any other), status class and who answered.
     requests: [[[Count; ORIGINS.len()]; CLASSES.len()]; METHODS],
     errors: [Count; Code::ALL.len()],
+    refusals: [Count; Verdict::ALL.len()],
+    /// Calls that found no place at their instance at once.
+    pub(crate) queued: Count,
+    /// Connections closed for what they sent for nothing.
+    pub(crate) floods: Count,
     pub(crate) in_flight: Count,
     pub(crate) caller_connections: Count,
     pub(crate) upstream_opened: Count,
@@ -55,9 +60,16 @@ impl Count {
 }
 
 impl Shard {
-    pub(crate) fn answered(&self, method: Option<Method>, status: StatusCode, origin: Origin) {
-        let class = usize::from(status.as_u16() / 100).saturating_sub(1).min(CLASSES.len() - 1);
+    /// A call has ended. No status: its caller left before there was an answer.
+    pub(crate) fn ended(&self, method: Option<Method>, status: Option<StatusCode>, origin: Option<Origin>) {
+        let of_five = |status: StatusCode| usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        let class = status.map_or(CLASSES.len() - 1, of_five);
+        let origin = origin.unwrap_or(Origin::Bearerd);
         self.requests[method.map_or(METHODS - 1, Method::index)][class][origin as usize].add_one();
+    }
+
+    pub(crate) fn refused(&self, verdict: Verdict) {
+        self.refusals[verdict as usize].add_one();
     }
 
     pub(crate) fn failed(&self, code: Code) {
@@ -80,6 +92,9 @@ struct Inner {
 struct Shown {
     requests: IntCounterVec,
     errors: IntCounterVec,
+    refusals: IntCounterVec,
+    queued: IntCounter,
+    floods: IntCounter,
     in_flight: IntGauge,
     caller_connections: IntGauge,
     upstream_opened: IntCounter,
@@ -129,13 +144,26 @@ impl Shown {
         Self {
             requests: vector(
                 "bearerd_proxy_requests_total",
-                "Calls answered, by method, class of the status, and who made the answer",
+                "Calls that have ended, by method, class of the status, and who made the answer; none: the caller left before",
                 &["method", "status_class", "origin"],
             ),
             errors: vector(
                 "bearerd_proxy_errors_total",
                 "Answers that bearerd itself made, by code",
                 &["code"],
+            ),
+            refusals: vector(
+                "bearerd_proxy_instance_refusals_total",
+                "Answers of instances that refuse a call, by what they mean",
+                &["reason"],
+            ),
+            queued: counter(
+                "bearerd_proxy_calls_queued_total",
+                "Calls that waited for a place at their instance",
+            ),
+            floods: counter(
+                "bearerd_proxy_floods_total",
+                "HTTP/2 connections closed for frames that move nothing forward",
             ),
             in_flight: gauge("bearerd_proxy_requests_in_flight", "Calls whose answer has not ended"),
             caller_connections: gauge("bearerd_proxy_caller_connections", "Open connections of callers"),
@@ -151,10 +179,13 @@ impl Shown {
         }
     }
 
-    fn each(&self) -> [&dyn Collector; 7] {
+    fn each(&self) -> [&dyn Collector; 10] {
         [
             &self.requests,
             &self.errors,
+            &self.refusals,
+            &self.queued,
+            &self.floods,
             &self.in_flight,
             &self.caller_connections,
             &self.upstream_opened,
@@ -182,6 +213,11 @@ impl Shown {
             let count: u64 = shards.iter().map(|shard| shard.errors[code.index()].get()).sum();
             self.errors.with_label_values(&[code.name()]).inc_by(count);
         }
+        self.refusals.reset();
+        for verdict in Verdict::ALL {
+            let count: u64 = shards.iter().map(|shard| shard.refusals[verdict as usize].get()).sum();
+            self.refusals.with_label_values(&[verdict.name()]).inc_by(count);
+        }
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.in_flight.set(gauge(sum(|shard| &shard.in_flight)));
         self.caller_connections.set(gauge(sum(|shard| &shard.caller_connections)));
@@ -189,6 +225,8 @@ impl Shown {
             (&self.upstream_opened, sum(|shard| &shard.upstream_opened)),
             (&self.upstream_reused, sum(|shard| &shard.upstream_reused)),
             (&self.replays, sum(|shard| &shard.replays)),
+            (&self.queued, sum(|shard| &shard.queued)),
+            (&self.floods, sum(|shard| &shard.floods)),
         ] {
             shown.reset();
             shown.inc_by(count);
@@ -197,7 +235,7 @@ impl Shown {
 }
 
 const METHODS: usize = Method::ALL.len() + 1;
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 const ORIGINS: [&str; 2] = ["bearerd", "instance"];
 
 #[cfg(test)]
@@ -213,9 +251,11 @@ mod tests {
         let unused = TextEncoder::new().encode_to_string(&metrics.collect()).unwrap();
         assert!(unused.contains("bearerd_proxy_requests_in_flight 0"), "{unused}");
         let (one, two) = (metrics.shard(), metrics.shard());
-        one.answered(Some(Method::Get), StatusCode::OK, Origin::Instance);
-        two.answered(Some(Method::Get), StatusCode::OK, Origin::Instance);
-        two.answered(None, StatusCode::METHOD_NOT_ALLOWED, Origin::Bearerd);
+        one.ended(Some(Method::Get), Some(StatusCode::OK), Some(Origin::Instance));
+        two.ended(Some(Method::Get), Some(StatusCode::OK), Some(Origin::Instance));
+        two.ended(None, Some(StatusCode::METHOD_NOT_ALLOWED), Some(Origin::Bearerd));
+        two.ended(Some(Method::Post), None, None);
+        two.refused(Verdict::QueueFull);
         two.failed(Code::MethodRefused);
         one.in_flight.add_one();
         two.in_flight.add_one();
@@ -226,6 +266,8 @@ mod tests {
             for line in [
                 r#"bearerd_proxy_requests_total{method="GET",origin="instance",status_class="2xx"} 2"#,
                 r#"bearerd_proxy_requests_total{method="other",origin="bearerd",status_class="4xx"} 1"#,
+                r#"bearerd_proxy_requests_total{method="POST",origin="bearerd",status_class="none"} 1"#,
+                r#"bearerd_proxy_instance_refusals_total{reason="queue_full"} 1"#,
                 r#"bearerd_proxy_errors_total{code="method_refused"} 1"#,
                 r#"bearerd_proxy_errors_total{code="draining"} 0"#,
                 "bearerd_proxy_requests_in_flight 1",

@@ -1,29 +1,59 @@
 //! The path of a call, parsed to segments by the grammar of its family and never repaired: what does not match to the
-//! last byte is refused (P-10, P-11). A path that passes has exactly one spelling, so that what goes upstream can be
-//! rebuilt from the segments.
+//! last byte is refused (P-10, P-11). A path that passes has exactly one spelling, so that what goes upstream, its part
+//! from `/api` on, is what would be rebuilt from the segments.
+//!
+//! | family | paths, below `/api/now[/v1\|/v2]` |
+//! |---|---|
+//! | `table` | `/table/{table}[/{sys_id}]` |
+//! | `stats` | `/stats/{table}` |
+//! | `import` | `/import/{table}[/{sys_id}\|/insertMultiple]` |
+//! | `attachment` | `/attachment`, `/attachment/{sys_id}[/file]`, `/attachment/file`, `/attachment/upload` |
+//! | `now/{name}` | `/{name}` and plain segments |
+//! | `{scope}` | `/api/{scope}` and plain segments |
+
+use std::borrow::Cow;
 
 use crate::error::{Code, Fault};
 
-/// `[/c/{connection}]/api/now[/v1|/v2]/table/{table}[/{sys_id}]`
+/// `[/c/{connection}]/api/…`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route<'a> {
     /// As the path names it; not yet known to be an id.
     pub(crate) connection: Option<&'a str>,
-    pub(crate) version: Option<&'a str>,
-    pub(crate) target: Target<'a>,
+    /// The path at the instance.
+    pub(crate) path: &'a str,
+    pub(crate) family: Family<'a>,
+    /// The table that the path names.
+    pub(crate) table: Option<&'a str>,
+    /// A single record, or something beneath it, is addressed.
+    pub(crate) item: bool,
 }
 
-/// What is called, under `/api/now[/v1|/v2]/`.
+/// What kind of API is called. Policies open families by their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target<'a> {
-    Table {
-        table: &'a str,
-        sys_id: Option<&'a str>,
-    },
-    /// A family that no policy opens yet, by name; the rest of the path is harmless but unread.
-    Closed {
-        family: &'a str,
-    },
+pub(crate) enum Family<'a> {
+    Table,
+    Stats,
+    Attachment,
+    Import,
+    /// Any other API under `/api/now`. `batch` and `tinyurl` are among them, and no policy can open these.
+    Now(&'a str),
+    /// The APIs of a scope: `/api/sn_sc`.
+    Scope(&'a str),
+}
+
+impl<'a> Family<'a> {
+    /// As policies name it.
+    pub(crate) fn name(self) -> Cow<'a, str> {
+        match self {
+            Self::Table => "table".into(),
+            Self::Stats => "stats".into(),
+            Self::Attachment => "attachment".into(),
+            Self::Import => "import".into(),
+            Self::Now(name) => format!("now/{name}").into(),
+            Self::Scope(name) => name.into(),
+        }
+    }
 }
 
 /// The path is in none of the grammars. Nothing of it is quoted.
@@ -40,28 +70,33 @@ impl<'a> Route<'a> {
     pub(crate) fn parse(path: &'a str) -> Result<Self, PathRefused> {
         let mut segments = Segments(path.strip_prefix('/'));
         let mut first = segments.next()?;
-        let connection = if first == "c" {
-            let connection = segments.matching(63, |byte| byte.is_ascii_alphanumeric() || dash(byte))?;
+        let (mut connection, mut at_instance) = (None, path);
+        if first == "c" {
+            connection = Some(segments.matching(CONNECTION_BYTES_MAX, is_id)?);
+            let rest = segments.0.ok_or(PathRefused)?;
+            at_instance = &path[path.len() - rest.len() - 1..];
             first = segments.next()?;
-            Some(connection)
-        } else {
-            None
-        };
-        if first != "api" || segments.next()? != "now" {
+        }
+        if first != "api" {
             return Err(PathRefused);
         }
-        let mut family = segments.next()?;
-        let version = matches!(family, "v1" | "v2").then_some(family);
-        if version.is_some() {
-            family = segments.next()?;
-        }
-        let target = if family == "table" { segments.table()? } else { segments.closed(family)? };
-        Ok(Self { connection, version, target })
+        let scope = segments.matching(SEGMENT_BYTES_MAX, |byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'
+        })?;
+        let (family, table, item) = if scope == "now" {
+            segments.now()?
+        } else {
+            (Family::Scope(scope), None, segments.plain_rest()?)
+        };
+        Ok(Self { connection, path: at_instance, family, table, item })
     }
 }
 
 /// What is left of the path; `None` after the last segment.
 struct Segments<'a>(Option<&'a str>);
+
+/// Family, table, and whether a single record is addressed.
+type Below<'a> = (Family<'a>, Option<&'a str>, bool);
 
 impl<'a> Segments<'a> {
     fn next(&mut self) -> Result<&'a str, PathRefused> {
@@ -79,37 +114,82 @@ impl<'a> Segments<'a> {
         if segment.len() <= len_max && segment.bytes().all(admitted) { Ok(segment) } else { Err(PathRefused) }
     }
 
-    fn table(mut self) -> Result<Target<'a>, PathRefused> {
-        let table = self.matching(80, |byte| byte.is_ascii_alphanumeric() || byte == b'_')?;
-        let sys_id = match self.0 {
-            Some(_) => Some(self.matching(32, |byte| byte.is_ascii_alphanumeric() || dash(byte))?),
-            None => None,
-        };
-        if self.0.is_some() { Err(PathRefused) } else { Ok(Target::Table { table, sys_id }) }
+    fn table(&mut self) -> Result<&'a str, PathRefused> {
+        self.matching(TABLE_BYTES_MAX, |byte| byte.is_ascii_alphanumeric() || byte == b'_')
     }
 
-    /// Names the family only if the whole path is plain, so that a trick is a trick and not a closed family.
-    fn closed(mut self, family: &'a str) -> Result<Target<'a>, PathRefused> {
-        let plain = |segment: &str| {
-            segment.len() <= 80
-                && !segment.ends_with('.')
-                && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || dash(byte) || byte == b'.')
+    /// A `sys_id`, if the path goes on.
+    fn sys_id(&mut self) -> Result<Option<&'a str>, PathRefused> {
+        match self.0 {
+            Some(_) => self.matching(SYS_ID_BYTES_MAX, is_id).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn end(&self) -> Result<(), PathRefused> {
+        if self.0.is_some() { Err(PathRefused) } else { Ok(()) }
+    }
+
+    /// What is below `/api/now`.
+    fn now(&mut self) -> Result<Below<'a>, PathRefused> {
+        let mut family = self.plain()?;
+        if matches!(family, "v1" | "v2") {
+            family = self.plain()?;
+        }
+        let below = match family {
+            "table" | "import" => {
+                let (table, sys_id) = (self.table()?, self.sys_id()?);
+                let family = if family == "table" { Family::Table } else { Family::Import };
+                (family, Some(table), sys_id.is_some())
+            }
+            "stats" => (Family::Stats, Some(self.table()?), false),
+            "attachment" => (Family::Attachment, None, self.attachment()?),
+            other => (Family::Now(other), None, self.plain_rest()?),
         };
-        if !plain(family) || family.contains('.') {
+        self.end()?;
+        Ok(below)
+    }
+
+    /// `true`: one attachment, or an upload, is addressed.
+    fn attachment(&mut self) -> Result<bool, PathRefused> {
+        let Some(which) = self.sys_id()? else { return Ok(false) };
+        if self.0.is_some() && (matches!(which, "file" | "upload") || self.next()? != "file") {
             return Err(PathRefused);
         }
+        Ok(true)
+    }
+
+    /// A segment that means itself and nothing else, whatever reads it.
+    fn plain(&mut self) -> Result<&'a str, PathRefused> {
+        let segment = self.matching(SEGMENT_BYTES_MAX, |byte| is_id(byte) || byte == b'.')?;
+        let dotted = segment.starts_with('.') || segment.ends_with('.') || segment.contains("..");
+        // ServiceNow's pages and processors end so, wherever they stand.
+        let page = segment.len() >= 3 && segment.as_bytes()[segment.len() - 3..].eq_ignore_ascii_case(b".do");
+        if dotted || page { Err(PathRefused) } else { Ok(segment) }
+    }
+
+    /// Reads the path to its end; `true` if there was anything.
+    fn plain_rest(&mut self) -> Result<bool, PathRefused> {
+        let any = self.0.is_some();
         while self.0.is_some() {
-            if !plain(self.next()?) {
-                return Err(PathRefused);
-            }
+            self.plain()?;
         }
-        Ok(Target::Closed { family })
+        Ok(any)
     }
 }
 
-fn dash(byte: u8) -> bool {
-    matches!(byte, b'-' | b'_')
+/// What connection ids and `sys_id`s are written in.
+fn is_id(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
+
+/// The longest connection id.
+const CONNECTION_BYTES_MAX: usize = 63;
+/// ServiceNow's own limit on a table's name.
+const TABLE_BYTES_MAX: usize = 80;
+const SYS_ID_BYTES_MAX: usize = 32;
+/// Longer than any name in ServiceNow's documented APIs.
+const SEGMENT_BYTES_MAX: usize = 80;
 
 #[cfg(test)]
 mod tests {
@@ -121,37 +201,62 @@ mod tests {
 
     #[test]
     fn the_table_family_is_parsed_to_its_segments() {
-        let table = |connection, version, table, sys_id| {
-            Ok(Route { connection, version, target: Target::Table { table, sys_id } })
-        };
-        for (path, expected) in [
-            ("/api/now/table/incident", table(None, None, "incident", None)),
-            ("/api/now/v1/table/incident", table(None, Some("v1"), "incident", None)),
-            ("/api/now/v2/table/u_x9/abc", table(None, Some("v2"), "u_x9", Some("abc"))),
-            ("/c/hr-prod_2/api/now/table/Incident", table(Some("hr-prod_2"), None, "Incident", None)),
-            ("/c/c/api/now/v2/table/table/table", table(Some("c"), Some("v2"), "table", Some("table"))),
-            ("/api/now/table/v1", table(None, None, "v1", None)),
+        for (prefix, connection, rest, table, item) in [
+            ("", None, "/api/now/table/incident", "incident", false),
+            ("", None, "/api/now/v1/table/incident", "incident", false),
+            ("", None, "/api/now/v2/table/u_x9/abc", "u_x9", true),
+            ("/c/hr-prod_2", Some("hr-prod_2"), "/api/now/table/Incident", "Incident", false),
+            ("/c/c", Some("c"), "/api/now/v2/table/table/table", "table", true),
+            ("", None, "/api/now/table/v1", "v1", false),
         ] {
-            assert_eq!(Route::parse(path), expected, "{path}");
+            let path = format!("{prefix}{rest}");
+            let expected = Route { connection, path: rest, family: Family::Table, table: Some(table), item };
+            assert_eq!(Route::parse(&path), Ok(expected), "{path}");
         }
         let path = format!("/api/now/table/{}/{ID}", "t".repeat(80));
         assert!(Route::parse(&path).is_ok());
     }
 
     #[test]
-    fn other_families_are_closed_by_name() {
-        for (path, family) in [
-            ("/api/now/stats/incident", "stats"),
-            ("/api/now/v1/attachment/x/file", "attachment"),
-            ("/api/now/v1/batch", "batch"),
-            ("/api/now/tinyurl", "tinyurl"),
-            ("/c/hr/api/now/import/u_x", "import"),
-            ("/api/now/v3/table/incident", "v3"),
-            ("/api/now/Table/incident", "Table"),
-            ("/api/now/doc/file.json", "doc"),
+    fn each_family_has_a_grammar_and_a_name() {
+        for (path, name, table, item) in [
+            ("/api/now/stats/incident", "stats", Some("incident"), false),
+            ("/api/now/attachment", "attachment", None, false),
+            ("/api/now/v1/attachment/x/file", "attachment", None, true),
+            ("/api/now/attachment/file", "attachment", None, true),
+            ("/api/now/attachment/upload", "attachment", None, true),
+            ("/c/hr/api/now/import/u_x", "import", Some("u_x"), false),
+            ("/api/now/import/u_x/insertMultiple", "import", Some("u_x"), true),
+            ("/api/now/v1/batch", "now/batch", None, false),
+            ("/api/now/tinyurl", "now/tinyurl", None, false),
+            ("/api/now/v3/table/incident", "now/v3", None, true),
+            ("/api/now/Table/incident", "now/Table", None, true),
+            ("/api/now/doc/file.json", "now/doc", None, true),
+            ("/api/sn_sc/v1/servicecatalog/items", "sn_sc", None, true),
+            ("/api/x_scope/y", "x_scope", None, true),
         ] {
-            let target = Route::parse(path).map(|route| route.target);
-            assert_eq!(target, Ok(Target::Closed { family }), "{path}");
+            let route = Route::parse(path).unwrap();
+            assert_eq!(
+                (route.family.name().as_ref(), route.table, route.item),
+                (name, table, item),
+                "{path}"
+            );
+        }
+        for path in [
+            "/api/now/stats",
+            "/api/now/stats/incident/x",
+            "/api/now/import",
+            "/api/now/import/u_x/a/b",
+            "/api/now/attachment/x/other",
+            "/api/now/attachment/x/file/y",
+            "/api/now/attachment/upload/file",
+            "/api/now/attachment/file/file",
+            "/api/now/doc/oauth_token.do",
+            "/api/x_scope/login.DO",
+            "/api/x_scope/a..b",
+            "/api/x_scope/.hidden",
+        ] {
+            assert_eq!(Route::parse(path), Err(PathRefused), "{path}");
         }
     }
 
@@ -225,7 +330,7 @@ mod tests {
         "",
     ];
 
-    const WHOLE_PATHS: [&str; 56] = [
+    const WHOLE_PATHS: [&str; 53] = [
         "",
         "/",
         "//",
@@ -260,9 +365,6 @@ mod tests {
         "/oauth_auth.do",
         "/incident.do",
         "/xmlhttp.do",
-        "/api/sn_sc/servicecatalog/items",
-        "/api/x_scope/y",
-        "/api/nowx/table/incident",
         "/api/now.do/table/incident",
         "/apinow/table/incident",
         "/c",
@@ -332,17 +434,28 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever passes as a table call is rebuilt to the same bytes, and these hold nothing but the grammar.
+        /// Whatever passes is the connection's prefix and a path that holds nothing but the grammar; a table call is
+        /// rebuilt to the same bytes.
         #[test]
         fn what_passes_has_one_spelling(
-            path in prop_oneof!["\\PC{0,60}", "(/c/[a-z.%]{0,4})?/api/now(/v[12])?/table/[a-zA-Z_.%;/-]{0,12}(/[a-z0-9./%]{0,6})?"],
+            path in prop_oneof![
+                "\\PC{0,60}",
+                "(/c/[a-z.%]{0,4})?/api/now(/v[12])?/table/[a-zA-Z_.%;/-]{0,12}(/[a-z0-9./%]{0,6})?",
+                "(/c/[a-z]{1,4})?/api/(now/)?(v1/)?(stats|import|attachment|batch|sn_sc)(/[a-z0-9._%;-]{0,6}){0,3}",
+            ],
         ) {
-            if let Ok(Route { connection, version, target: Target::Table { table, sys_id } }) = Route::parse(&path) {
-                let segment = |text: Option<&str>| text.map(|text| format!("/{text}")).unwrap_or_default();
-                let prefix = connection.map(|connection| format!("/c/{connection}")).unwrap_or_default();
-                let rebuilt = format!("{prefix}/api/now{}/table/{table}{}", segment(version), segment(sys_id));
-                prop_assert_eq!(&rebuilt, &path);
-                prop_assert!(!path.contains(['.', '%', ';', '\\', '?', '#']) && !path.contains("//"));
+            if let Ok(route) = Route::parse(&path) {
+                let prefix = route.connection.map(|connection| format!("/c/{connection}")).unwrap_or_default();
+                prop_assert_eq!(format!("{prefix}{}", route.path), path.as_str());
+                prop_assert!(route.path.starts_with("/api/"));
+                prop_assert!(!path.contains(['%', ';', '\\', '?', '#']) && !path.contains("//"));
+                prop_assert!(path.split('/').all(|segment| !segment.starts_with('.') && !segment.ends_with('.')));
+                if route.family == Family::Table {
+                    let segments: Vec<&str> = route.path.split('/').collect();
+                    let at = segments.iter().position(|segment| *segment == "table").unwrap();
+                    prop_assert_eq!(segments.get(at + 1).copied(), route.table);
+                    prop_assert_eq!(segments.len(), at + 2 + usize::from(route.item));
+                }
             }
         }
     }

@@ -2,17 +2,27 @@
 
 use std::time::Duration;
 
-use bearerd_net::{ListenSettings, TlsSettings};
+use bearerd_net::{CallerAddress, ListenSettings, SocketMode, TlsSettings};
 use http::Uri;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+
+use crate::{places::Bounds, route::Family};
 
 /// The settings `[proxy]`. Units are in the names.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxySettings {
-    /// `IP:PORT` where callers connect.
+    /// Where callers connect: `IP:PORT`, `unix:/PATH`, `inherited:NAME` or `inherited`.
     pub listen: String,
+    /// Mode of a unix socket that the door makes: `0660`.
+    pub listen_mode: SocketMode,
     /// Certificate and key; without them the door speaks plain HTTP.
     pub tls: Option<TlsSettings>,
+    /// Where callers' addresses come from: the peer, the PROXY protocol, or `Forwarded`.
+    pub caller_address: CallerAddress,
+    /// Networks of the proxies that are believed about it.
+    pub trusted_proxies: Vec<IpNet>,
     /// `https://host[:port]` under which callers reach this door: `Link` and `Location` of answers point there.
     /// Default: the `Host` of each call.
     pub public_url: Option<String>,
@@ -26,16 +36,12 @@ pub struct ProxySettings {
     pub headers_bytes_max: usize,
     /// Bytes of a request's path and query. 1 to 32 KiB.
     pub target_bytes_max: usize,
-    /// Bytes of a request body of the table family.
-    pub table_body_bytes_max: u64,
     /// From the first byte of a request's head to its last; also the TLS handshake.
     pub header_read_timeout_s: u64,
     /// Idle time after which a kept connection of a caller is closed.
     pub keep_alive_s: u64,
     /// Longest pause inside a body, in either direction.
     pub body_idle_timeout_s: u64,
-    /// From the last byte of a request to the first byte of the instance's answer.
-    pub first_byte_timeout_s: u64,
     /// Idle time after which a connection to an instance is closed. Keep it below the instance's own.
     pub pool_idle_s: u64,
     /// Idle connections kept per worker and instance.
@@ -44,28 +50,131 @@ pub struct ProxySettings {
     pub replay_body_bytes_max: usize,
     /// How long caller keys are accepted while the store does not answer. 0: not at all.
     pub stale_keys_max_s: u64,
+    /// Calls under way at one instance, over all workers; further ones wait. 1 to 65536.
+    pub instance_calls_max: usize,
+    /// Calls that wait for one instance; further ones are shed. 0 to 1048576.
+    pub instance_queue_max: usize,
+    /// How long a call waits for its instance before it is shed. 1 to 3600.
+    pub instance_queue_wait_s: u64,
+    /// Limits of a family's calls: `/api/now/table`.
+    #[serde(deserialize_with = "FamilySettings::over_table")]
+    pub table: FamilySettings,
+    /// `/api/now/stats`
+    #[serde(deserialize_with = "FamilySettings::over_stats")]
+    pub stats: FamilySettings,
+    /// `/api/now/attachment`
+    #[serde(deserialize_with = "FamilySettings::over_attachment")]
+    pub attachment: FamilySettings,
+    /// `/api/now/import`
+    #[serde(deserialize_with = "FamilySettings::over_import")]
+    pub import: FamilySettings,
+    /// Every further family that a policy opens by its name.
+    #[serde(deserialize_with = "FamilySettings::over_other")]
+    pub other: FamilySettings,
+}
+
+/// Limits of the calls of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilySettings {
+    /// Bytes of a request body. 1 KiB to 1 TiB.
+    pub body_bytes_max: u64,
+    /// From the last byte of a request to the first byte of the instance's answer. 1 to 3600.
+    pub first_byte_timeout_s: u64,
+    /// From the first byte of a request to the last byte of the answer. 1 to 86400.
+    pub total_timeout_s: u64,
+}
+
+/// As an operator writes it: what is not given is the family's own default.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenFamilySettings {
+    body_bytes_max: Option<u64>,
+    first_byte_timeout_s: Option<u64>,
+    total_timeout_s: Option<u64>,
+}
+
+impl FamilySettings {
+    pub const TABLE: Self = Self::new(10 << 20, 330);
+    pub const STATS: Self = Self::new(1 << 20, 330);
+    pub const ATTACHMENT: Self = Self::new(1 << 30, 3_600);
+    pub const IMPORT: Self = Self::new(10 << 20, 330);
+    pub const OTHER: Self = Self::new(10 << 20, 330);
+
+    const fn new(body_bytes_max: u64, total_timeout_s: u64) -> Self {
+        // ServiceNow cuts calls of its own accord after 60 s, its load balancers after five minutes.
+        Self { body_bytes_max, first_byte_timeout_s: 60, total_timeout_s }
+    }
+
+    fn over<'de, D: Deserializer<'de>>(self, given: D) -> Result<Self, D::Error> {
+        let given = GivenFamilySettings::deserialize(given)?;
+        Ok(Self {
+            body_bytes_max: given.body_bytes_max.unwrap_or(self.body_bytes_max),
+            first_byte_timeout_s: given.first_byte_timeout_s.unwrap_or(self.first_byte_timeout_s),
+            total_timeout_s: given.total_timeout_s.unwrap_or(self.total_timeout_s),
+        })
+    }
+
+    fn over_table<'de, D: Deserializer<'de>>(given: D) -> Result<Self, D::Error> {
+        Self::TABLE.over(given)
+    }
+
+    fn over_stats<'de, D: Deserializer<'de>>(given: D) -> Result<Self, D::Error> {
+        Self::STATS.over(given)
+    }
+
+    fn over_attachment<'de, D: Deserializer<'de>>(given: D) -> Result<Self, D::Error> {
+        Self::ATTACHMENT.over(given)
+    }
+
+    fn over_import<'de, D: Deserializer<'de>>(given: D) -> Result<Self, D::Error> {
+        Self::IMPORT.over(given)
+    }
+
+    fn over_other<'de, D: Deserializer<'de>>(given: D) -> Result<Self, D::Error> {
+        Self::OTHER.over(given)
+    }
+
+    fn limits(&self, names: [&'static str; 3]) -> Result<FamilyLimits, ProxySettingsError> {
+        range(names[0], self.body_bytes_max, 1 << 10, 1 << 40)?;
+        range(names[1], self.first_byte_timeout_s, 1, 3_600)?;
+        range(names[2], self.total_timeout_s, 1, 86_400)?;
+        Ok(FamilyLimits {
+            body_bytes_max: self.body_bytes_max,
+            first_byte_ms: self.first_byte_timeout_s * 1_000,
+            total_ms: self.total_timeout_s * 1_000,
+        })
+    }
 }
 
 impl Default for ProxySettings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            listen_mode: SocketMode::default(),
             tls: None,
+            caller_address: CallerAddress::default(),
+            trusted_proxies: Vec::new(),
             public_url: None,
             hosts: Vec::new(),
             workers: 0,
             connections_max: 10_000,
             headers_bytes_max: 64 * 1024,
             target_bytes_max: 8 * 1024,
-            table_body_bytes_max: 10 * 1024 * 1024,
             header_read_timeout_s: 10,
             keep_alive_s: 75,
             body_idle_timeout_s: 30,
-            first_byte_timeout_s: 60,
             pool_idle_s: 20,
             pool_idle_max: 256,
             replay_body_bytes_max: 64 * 1024,
             stale_keys_max_s: 3_600,
+            instance_calls_max: 256,
+            instance_queue_max: 1_024,
+            instance_queue_wait_s: 10,
+            table: FamilySettings::TABLE,
+            stats: FamilySettings::STATS,
+            attachment: FamilySettings::ATTACHMENT,
+            import: FamilySettings::IMPORT,
+            other: FamilySettings::OTHER,
         }
     }
 }
@@ -84,7 +193,13 @@ pub enum ProxySettingsError {
 impl ProxySettings {
     /// What [`bearerd_net::Listener::bind`] takes.
     pub fn listen_settings(&self) -> ListenSettings {
-        ListenSettings { address: self.listen.clone(), tls: self.tls.clone() }
+        ListenSettings {
+            address: self.listen.clone(),
+            mode: self.listen_mode,
+            tls: self.tls.clone(),
+            caller_address: self.caller_address,
+            trusted_proxies: self.trusted_proxies.clone(),
+        }
     }
 
     /// Threads to start.
@@ -107,18 +222,19 @@ impl ProxySettings {
         range("connections_max", self.connections_max as u64, 1, 1 << 20)?;
         range("headers_bytes_max", self.headers_bytes_max as u64, 1 << 10, 1 << 18)?;
         range("target_bytes_max", self.target_bytes_max as u64, 1 << 10, 1 << 15)?;
-        range("table_body_bytes_max", self.table_body_bytes_max, 1 << 10, 1 << 40)?;
         for (name, secs) in [
             ("header_read_timeout_s", self.header_read_timeout_s),
             ("keep_alive_s", self.keep_alive_s),
             ("body_idle_timeout_s", self.body_idle_timeout_s),
-            ("first_byte_timeout_s", self.first_byte_timeout_s),
+            ("instance_queue_wait_s", self.instance_queue_wait_s),
             ("pool_idle_s", self.pool_idle_s),
         ] {
             range(name, secs, 1, 3_600)?;
         }
         range("pool_idle_max", self.pool_idle_max as u64, 0, 1 << 16)?;
         range("replay_body_bytes_max", self.replay_body_bytes_max as u64, 0, 1 << 20)?;
+        range("instance_calls_max", self.instance_calls_max as u64, 1, 1 << 16)?;
+        range("instance_queue_max", self.instance_queue_max as u64, 0, 1 << 20)?;
         range("stale_keys_max_s", self.stale_keys_max_s, 0, 30 * 24 * 3_600)?;
         let public_url = self.public_url.as_deref().map(origin).transpose()?;
         let mut hosts: Vec<String> = self.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
@@ -137,15 +253,43 @@ impl ProxySettings {
             connections_max: self.connections_max,
             headers_bytes_max: self.headers_bytes_max,
             target_bytes_max: self.target_bytes_max,
-            table_body_bytes_max: self.table_body_bytes_max,
             header_read_ms: self.header_read_timeout_s * 1_000,
             keep_alive_ms: self.keep_alive_s * 1_000,
             body_idle_ms: self.body_idle_timeout_s * 1_000,
-            first_byte_ms: self.first_byte_timeout_s * 1_000,
             pool_idle_ms: self.pool_idle_s * 1_000,
             pool_idle_max: self.pool_idle_max,
             replay_body_bytes_max: self.replay_body_bytes_max,
             stale_keys_max: Duration::from_secs(self.stale_keys_max_s),
+            places: Bounds {
+                places: self.instance_calls_max,
+                waiting: self.instance_queue_max,
+                wait_max: Duration::from_secs(self.instance_queue_wait_s),
+            },
+            table: self.table.limits([
+                "table.body_bytes_max",
+                "table.first_byte_timeout_s",
+                "table.total_timeout_s",
+            ])?,
+            stats: self.stats.limits([
+                "stats.body_bytes_max",
+                "stats.first_byte_timeout_s",
+                "stats.total_timeout_s",
+            ])?,
+            attachment: self.attachment.limits([
+                "attachment.body_bytes_max",
+                "attachment.first_byte_timeout_s",
+                "attachment.total_timeout_s",
+            ])?,
+            import: self.import.limits([
+                "import.body_bytes_max",
+                "import.first_byte_timeout_s",
+                "import.total_timeout_s",
+            ])?,
+            other: self.other.limits([
+                "other.body_bytes_max",
+                "other.first_byte_timeout_s",
+                "other.total_timeout_s",
+            ])?,
         })
     }
 }
@@ -161,15 +305,39 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) headers_bytes_max: usize,
     pub(crate) target_bytes_max: usize,
-    pub(crate) table_body_bytes_max: u64,
     pub(crate) header_read_ms: u64,
     pub(crate) keep_alive_ms: u64,
     pub(crate) body_idle_ms: u64,
-    pub(crate) first_byte_ms: u64,
     pub(crate) pool_idle_ms: u64,
     pub(crate) pool_idle_max: usize,
     pub(crate) replay_body_bytes_max: usize,
     pub(crate) stale_keys_max: Duration,
+    pub(crate) places: Bounds,
+    table: FamilyLimits,
+    stats: FamilyLimits,
+    attachment: FamilyLimits,
+    import: FamilyLimits,
+    other: FamilyLimits,
+}
+
+/// [`FamilySettings`], checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FamilyLimits {
+    pub(crate) body_bytes_max: u64,
+    pub(crate) first_byte_ms: u64,
+    pub(crate) total_ms: u64,
+}
+
+impl Limits {
+    pub(crate) fn of(&self, family: Family<'_>) -> &FamilyLimits {
+        match family {
+            Family::Table => &self.table,
+            Family::Stats => &self.stats,
+            Family::Attachment => &self.attachment,
+            Family::Import => &self.import,
+            Family::Now(_) | Family::Scope(_) => &self.other,
+        }
+    }
 }
 
 /// More threads than cores only cost; this bounds a slip of the keyboard.
@@ -213,9 +381,13 @@ mod tests {
 
     #[test]
     fn a_setting_out_of_range_is_named() {
-        let settings = ProxySettings { first_byte_timeout_s: 0, ..ProxySettings::default() };
+        let mut settings = ProxySettings::default();
+        settings.table.first_byte_timeout_s = 0;
         let said = settings.check().unwrap_err().to_string();
-        assert_eq!(said, "proxy.first_byte_timeout_s is 0, it must be between 1 and 3600");
+        assert_eq!(said, "proxy.table.first_byte_timeout_s is 0, it must be between 1 and 3600");
+        // What is not given is the family's own default.
+        let settings = toml::from_str::<ProxySettings>("[attachment]\ntotal_timeout_s = 9").unwrap();
+        assert_eq!((settings.attachment.total_timeout_s, settings.attachment.body_bytes_max), (9, 1 << 30));
         let hosts = vec!["a b".to_owned()];
         assert!(ProxySettings { hosts, ..ProxySettings::default() }.check().is_err());
     }

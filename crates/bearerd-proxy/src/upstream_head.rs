@@ -3,35 +3,23 @@
 //! what is left, so that nothing the caller sends can touch it (P-06, P-07).
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
 
-use crate::{
-    error::Fault,
-    route::{Route, Target},
-};
+use crate::{error::Fault, route::Route};
 
-/// `/api/now[/v1|/v2]/table/{table}[/{sys_id}][?query]`, with the query's bytes as sent (P-12).
-pub(crate) fn target(route: &Route<'_>, query: Option<&str>) -> PathAndQuery {
-    let Target::Table { table, sys_id } = route.target else {
-        unreachable!("a closed family is refused before anything is built for it")
-    };
-    let parts = [
-        "/api/now",
-        if route.version.is_some() { "/" } else { "" },
-        route.version.unwrap_or_default(),
-        "/table/",
-        table,
-        if sys_id.is_some() { "/" } else { "" },
-        sys_id.unwrap_or_default(),
-        if query.is_some() { "?" } else { "" },
-        query.unwrap_or_default(),
-    ];
+/// The path at the instance, with the query's bytes as sent (P-12), or with `query` where a record rule made one.
+pub(crate) fn target(sent: &PathAndQuery, route: &Route<'_>, query: Option<&str>) -> PathAndQuery {
+    if query.is_none() && route.connection.is_none() {
+        return sent.clone(); // its path has one spelling
+    }
+    let query = query.or(sent.query());
+    let parts = [route.path, if query.is_some() { "?" } else { "" }, query.unwrap_or_default()];
     let mut text = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
     for part in parts {
         text.put_slice(part.as_bytes());
     }
     PathAndQuery::from_maybe_shared(text.freeze())
-        .expect("a grammar's segments and a query that was parsed before")
+        .expect("a grammar's segments, and a query that was parsed before or is percent-encoded")
 }
 
 /// Refuses parameters that authenticate at the instance: they would stand beside the bearer.
@@ -45,29 +33,73 @@ pub(crate) fn check_query(query: Option<&str>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The caller's headers, minus what must not pass, plus ours. The body's framing is its sender's to state, except
-/// that a write without a body says so: `empty_write`.
-pub(crate) fn headers(
-    sent: &HeaderMap,
-    host: &HeaderValue,
-    bearer: &HeaderValue,
-    empty_write: bool,
-) -> HeaderMap {
+/// What a request to the instance is made of, beside the caller's headers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ours<'a> {
+    pub(crate) host: &'a HeaderValue,
+    pub(crate) bearer: &'a HeaderValue,
+    pub(crate) length: Length,
+}
+
+/// What a request says of its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// Nothing: there is none, and the method expects none.
+    Unsaid,
+    Known(u64),
+    /// In chunks.
+    Unknown,
+}
+
+/// The head of an HTTP/1.1 request, to its empty line. The bearer comes last, so that nothing of the caller's can touch
+/// it.
+pub(crate) fn encode(method: &str, target: &PathAndQuery, sent: &HeaderMap, ours: Ours<'_>) -> BytesMut {
+    let mut head = BytesMut::with_capacity(HEAD_BYTES_USUAL);
+    head.put_slice(method.as_bytes());
+    head.put_slice(b" ");
+    head.put_slice(target.as_str().as_bytes());
+    head.put_slice(b" HTTP/1.1\r\nhost: ");
+    head.put_slice(ours.host.as_bytes());
+    for_each_passing(sent, |name, value| {
+        head.put_slice(b"\r\n");
+        head.put_slice(name.as_str().as_bytes());
+        head.put_slice(b": ");
+        head.put_slice(value.as_bytes());
+    });
+    match ours.length {
+        Length::Unsaid => {}
+        Length::Known(length) => {
+            head.put_slice(b"\r\ncontent-length: ");
+            head.put_slice(HeaderValue::from(length).as_bytes());
+        }
+        Length::Unknown => head.put_slice(b"\r\ntransfer-encoding: chunked"),
+    }
+    head.put_slice(b"\r\nauthorization: ");
+    head.put_slice(ours.bearer.as_bytes());
+    head.put_slice(b"\r\n\r\n");
+    head
+}
+
+/// The same for HTTP/2, where `host` is the authority and the body's length goes by itself.
+pub(crate) fn headers(sent: &HeaderMap, bearer: &HeaderValue) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(sent.len() + 1);
+    for_each_passing(sent, |name, value| {
+        headers.append(name, value.clone());
+    });
+    headers.insert(header::AUTHORIZATION, bearer.clone());
+    headers
+}
+
+/// The caller's headers, minus what must not pass.
+fn for_each_passing(sent: &HeaderMap, mut pass: impl FnMut(&HeaderName, &HeaderValue)) {
     let listed = ConnectionListed::of(sent);
-    let traced = is_traceparent(sent);
-    let mut headers = HeaderMap::with_capacity(sent.len() + 3);
-    headers.insert(header::HOST, host.clone());
+    let traced = traceparent(sent).is_some();
     for (name, value) in sent {
         let untraceable = !traced && matches!(name.as_str(), "traceparent" | "tracestate");
         if passes(name.as_str()) && !untraceable && !listed.holds(name.as_str()) {
-            headers.append(name, value.clone());
+            pass(name, value);
         }
     }
-    if empty_write {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    headers.insert(header::AUTHORIZATION, bearer.clone());
-    headers
 }
 
 /// Names that `Connection` lists (RFC 9110 §7.6.1). Almost always none.
@@ -84,6 +116,10 @@ impl ConnectionListed {
                 && !name.eq_ignore_ascii_case(b"keep-alive")
         };
         Self(names.filter(listed).map(Bytes::copy_from_slice).collect())
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|name| std::str::from_utf8(name).ok())
     }
 
     pub(crate) fn holds(&self, name: &str) -> bool {
@@ -114,18 +150,14 @@ fn passes(name: &str) -> bool {
 }
 
 /// `00-{32 hex}-{16 hex}-{2 hex}` (W3C Trace Context §3.2.2), exactly one.
-fn is_traceparent(headers: &HeaderMap) -> bool {
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut values = headers.get_all("traceparent").iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
     let mut parts = value.as_bytes().split(|byte| *byte == b'-');
     let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let mut part = |len: usize| parts.next().is_some_and(|part| part.len() == len && part.iter().all(hex));
-    value.as_bytes().starts_with(b"00-")
-        && part(2)
-        && part(32)
-        && part(16)
-        && part(2)
-        && parts.next().is_none()
+    let whole = value.as_bytes().starts_with(b"00-") && part(2) && part(32) && part(16) && part(2);
+    (whole && parts.next().is_none()).then_some(value)
 }
 
 /// Compares a parameter's name as a server would read it: percent-decoded, in any case.
@@ -154,6 +186,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
+/// Room for a request with its bearer.
+const HEAD_BYTES_USUAL: usize = 1_024;
 /// `access_token` (RFC 6750 §2.3); the query forms of the API key and of the session's CSRF token.
 const AUTHENTICATING_PARAMETERS: [&str; 4] = ["access_token", "x-sn-apikey", "sysparm_ck", "x-usertoken"];
 const REFUSED_PREFIXES: [&str; 7] =
@@ -161,7 +195,6 @@ const REFUSED_PREFIXES: [&str; 7] =
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;
@@ -173,8 +206,22 @@ mod tests {
                 (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
             })
             .collect();
+        let bearer = HeaderValue::from_static("Bearer ours");
+        let headers = headers(&sent, &bearer);
+        // Over HTTP/1.1 the same, with the host.
         let host = HeaderValue::from_static("dev1.service-now.com");
-        headers(&sent, &host, &HeaderValue::from_static("Bearer ours"), false)
+        let ours = Ours { host: &host, bearer: &bearer, length: Length::Unsaid };
+        let target = PathAndQuery::from_static("/api/now/table/incident?a=b");
+        let encoded = encode("GET", &target, &sent, ours);
+        let encoded = std::str::from_utf8(&encoded).unwrap();
+        let lines = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let lines: Vec<String> =
+            ["GET /api/now/table/incident?a=b HTTP/1.1".to_owned(), "host: dev1.service-now.com".to_owned()]
+                .into_iter()
+                .chain(lines)
+                .collect();
+        assert_eq!(encoded, format!("{}\r\n\r\n", lines.join("\r\n")));
+        headers
     }
 
     fn names(headers: &HeaderMap) -> Vec<&str> {
@@ -238,9 +285,8 @@ mod tests {
         ];
         let sent: Vec<_> = dropped.iter().map(|name| (*name, "evil")).collect();
         let headers = rebuilt(&sent);
-        assert_eq!(names(&headers), ["authorization", "host"]);
+        assert_eq!(names(&headers), ["authorization"]);
         assert_eq!(headers["authorization"], "Bearer ours");
-        assert_eq!(headers["host"], "dev1.service-now.com");
 
         let kept = [
             "accept",
@@ -257,7 +303,7 @@ mod tests {
         let sent: Vec<_> = kept.iter().map(|name| (*name, "v")).collect();
         let headers = rebuilt(&sent);
         assert!(kept.iter().all(|name| headers[*name] == "v"), "{headers:?}");
-        assert_eq!(headers.len(), kept.len() + 2);
+        assert_eq!(headers.len(), kept.len() + 1);
     }
 
     /// P-06: what `Connection` lists is dropped, before the bearer is added.
@@ -273,7 +319,7 @@ mod tests {
             ("x-keep", "1"),
             ("x-keep", "2"),
         ]);
-        assert_eq!(names(&headers), ["authorization", "host", "x-keep"]);
+        assert_eq!(names(&headers), ["authorization", "x-keep"]);
         assert_eq!(headers["authorization"], "Bearer ours");
         assert_eq!(headers.get_all("x-keep").iter().collect::<Vec<_>>(), ["1", "2"]);
     }
@@ -289,15 +335,9 @@ mod tests {
         );
         for bad in ["", "00", &good[1..], &good[..54], &format!("{good}-x"), &good.to_uppercase(), "01-a-b-c"]
         {
-            assert_eq!(
-                names(&rebuilt(&[("traceparent", bad), ("tracestate", "a=b")])),
-                ["authorization", "host"]
-            );
+            assert_eq!(names(&rebuilt(&[("traceparent", bad), ("tracestate", "a=b")])), ["authorization"]);
         }
-        assert_eq!(
-            names(&rebuilt(&[("traceparent", good), ("traceparent", good)])),
-            ["authorization", "host"]
-        );
+        assert_eq!(names(&rebuilt(&[("traceparent", good), ("traceparent", good)])), ["authorization"]);
     }
 
     #[test]
@@ -335,8 +375,14 @@ mod tests {
             let sent = format!("/api/now/v2/table/{table}{id}?{query}");
             let sent: PathAndQuery = sent.parse().unwrap();
             let route = Route::parse(sent.path()).unwrap();
-            let rebuilt = target(&route, sent.query());
+            let rebuilt = target(&sent, &route, None);
             prop_assert_eq!(rebuilt.as_str(), sent.as_str());
+            let prefixed: PathAndQuery = format!("/c/hr{sent}").parse().unwrap();
+            let route = Route::parse(prefixed.path()).unwrap();
+            let rebuilt = target(&prefixed, &route, None);
+            prop_assert_eq!(rebuilt.as_str(), sent.as_str());
+            let ruled = target(&prefixed, &route, Some("sysparm_query=a"));
+            prop_assert_eq!(ruled.as_str(), format!("{}?sysparm_query=a", sent.path()));
         }
 
         #[test]

@@ -9,32 +9,37 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::Poll,
     time::{Duration, Instant},
 };
 
+use bearerd_audit::AccessWriter;
 use bearerd_model::Clock;
-use bearerd_net::{Acceptor, ServerStream};
+use bearerd_net::{Acceptor, CallerRule, HandshakeError, PeerAddress, Socket};
 use bearerd_policy::{SharedSnapshot, SnapshotReader};
 use bearerd_tokens::AccessTokens;
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::{Notify, watch},
     task::spawn_local,
     time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
+    admit::Memory,
     call,
+    caller::{CallerConnection, Observed, StreamExecutor},
     coarse::{Coarse, TICK},
+    error::{Code, Fault},
     metrics::Shard,
+    places::AllPlaces,
     pool::Pools,
     request_id::RequestIds,
     settings::Limits,
-    wire::{Scanner, WireFault},
 };
 
 /// What every call of a worker reads.
@@ -48,6 +53,9 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     pub(crate) ids: RequestIds,
     pub(crate) shard: Arc<Shard>,
+    pub(crate) access: RefCell<AccessWriter>,
+    /// Whom a call comes from.
+    pub(crate) callers_rule: Arc<CallerRule>,
     pub(crate) now: Coarse,
     /// No new call is begun.
     pub(crate) draining: Cell<bool>,
@@ -65,14 +73,28 @@ pub(crate) struct Parts {
     pub(crate) shared: Arc<SharedSnapshot>,
     pub(crate) tokens: Arc<dyn AccessTokens>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) places: Arc<AllPlaces>,
 }
 
 impl Worker {
-    pub(crate) fn new(parts: Parts, shard: Arc<Shard>) -> Rc<Self> {
+    pub(crate) fn new(
+        parts: Parts,
+        shard: Arc<Shard>,
+        access: AccessWriter,
+        callers_rule: Arc<CallerRule>,
+    ) -> Rc<Self> {
         let now = Coarse::default();
         let limits = parts.limits;
         Rc::new(Self {
-            pools: Pools::new(limits.pool_idle_ms, limits.pool_idle_max, now.clone(), Arc::clone(&shard)),
+            pools: Pools::new(
+                parts.places,
+                limits.pool_idle_ms,
+                limits.pool_idle_max,
+                now.clone(),
+                Arc::clone(&shard),
+            ),
+            access: RefCell::new(access),
+            callers_rule,
             limits,
             snapshot: RefCell::new(parts.shared.reader()),
             shared: parts.shared,
@@ -86,6 +108,32 @@ impl Worker {
             callers: RefCell::default(),
             next_caller: Cell::new(0),
             ended: Notify::new(),
+        })
+    }
+
+    /// Asks what is in memory at this moment, without waiting.
+    pub(crate) fn remembering<T>(&self, ask: impl FnOnce(Memory<'_>) -> T) -> T {
+        let mut reader = self.snapshot.borrow_mut();
+        ask(Memory {
+            limits: &self.limits,
+            shared: &self.shared,
+            snapshot: reader.load(),
+            tokens: &*self.tokens,
+            now: self.clock.now(),
+        })
+    }
+
+    /// Where no access record may be lost, no call begins while none can be written.
+    pub(crate) async fn room_for_records(&self) -> Result<(), Fault> {
+        let room = {
+            let access = self.access.borrow();
+            if !access.is_stalled() {
+                return Ok(());
+            }
+            access.room()
+        };
+        timeout(ROOM_WAIT_MAX, room).await.map_err(|_| {
+            Fault::new(Code::Overloaded).detail("Access records cannot be written, and may not be lost.")
         })
     }
 
@@ -116,6 +164,7 @@ impl Worker {
             tracing::warn!(connections = left, "{left} connections did not end in time and are cut");
         }
         ticking.abort();
+        self.access.borrow_mut().flush();
     }
 
     async fn accept_for_ever(self: &Rc<Self>, acceptor: Rc<Acceptor>) {
@@ -123,9 +172,9 @@ impl Worker {
             while self.callers.borrow().len() >= self.limits.connections_max {
                 self.ended.notified().await;
             }
-            let (tcp, _peer) = acceptor.accept().await;
+            let (socket, peer) = acceptor.accept().await;
             let registered = Registered::new(Rc::clone(self));
-            spawn_local(serve_connection(registered, Rc::clone(&acceptor), tcp));
+            spawn_local(serve_connection(registered, Rc::clone(&acceptor), socket, peer));
         }
     }
 
@@ -137,98 +186,14 @@ impl Worker {
         for tick in 0_u64.. {
             ticks.tick().await;
             self.now.set(self.started.elapsed());
-            self.callers
-                .borrow()
-                .values()
-                .filter(|caller| caller.is_due(&self))
-                .for_each(|caller| caller.wake());
+            self.access.borrow_mut().flush();
+            self.callers.borrow().values().for_each(|caller| caller.tick(&self.now, &self.limits));
+            if tick % TICKS_PER_SECOND == 0 {
+                self.callers.borrow().values().for_each(|caller| caller.tick_second());
+            }
             if tick % PRUNE_EVERY_TICKS == 0 {
                 self.pools.prune();
             }
-        }
-    }
-}
-
-/// One connection of a caller.
-#[derive(Debug)]
-pub(crate) struct CallerConnection {
-    scanner: RefCell<Scanner>,
-    waker: RefCell<Option<Waker>>,
-    /// Calls whose answer has not ended.
-    calls: Cell<u32>,
-    /// Calls begun: what [`Scanner`] counts as well.
-    begun: Cell<u64>,
-    /// When the number of calls under way, or a byte from the caller, last changed anything.
-    active_at: Cell<u64>,
-    /// A request's head has begun and not ended.
-    head_since: Cell<Option<u64>>,
-    /// The caller takes no bytes.
-    blocked_since: Cell<Option<u64>>,
-}
-
-impl CallerConnection {
-    fn new(now: u64) -> Self {
-        Self {
-            scanner: RefCell::default(),
-            waker: RefCell::default(),
-            calls: Cell::new(0),
-            begun: Cell::new(0),
-            active_at: Cell::new(now),
-            // A connection that says nothing is as slow as one that says half a head.
-            head_since: Cell::new(Some(now)),
-            blocked_since: Cell::new(None),
-        }
-    }
-
-    /// A call has begun; gives what is wrong with it on the wire.
-    pub(crate) fn call_begins(&self, now: u64) -> Option<WireFault> {
-        let index = self.begun.get();
-        self.begun.set(index + 1);
-        self.calls.set(self.calls.get() + 1);
-        self.active_at.set(now);
-        self.scanner.borrow().fault().filter(|(at, _)| *at <= index).map(|(_, fault)| fault)
-    }
-
-    pub(crate) fn call_ends(&self, now: u64) {
-        self.calls.set(self.calls.get().saturating_sub(1));
-        self.active_at.set(now);
-        // A next head that began to arrive meanwhile has waited for us, not we for it.
-        self.head_since.set(self.scanner.borrow().is_in_head().then_some(now));
-    }
-
-    fn read(&self, bytes: &[u8], now: u64) {
-        let mut scanner = self.scanner.borrow_mut();
-        scanner.feed(bytes);
-        self.active_at.set(now);
-        self.head_since.set(scanner.is_in_head().then(|| self.head_since.get().unwrap_or(now)));
-    }
-
-    /// Past a limit of its own: it is closed without an answer, which no one waits for.
-    fn is_over(&self, worker: &Worker) -> bool {
-        let (now, limits) = (&worker.now, &worker.limits);
-        let past = |since: Option<u64>, limit_ms| since.is_some_and(|since| now.is_past(since, limit_ms));
-        let between_calls = self.calls.get() == 0;
-        past(self.blocked_since.get(), limits.body_idle_ms)
-            || (between_calls && past(self.head_since.get(), limits.header_read_ms))
-            || (between_calls && now.is_past(self.active_at.get(), limits.keep_alive_ms))
-    }
-
-    /// Over, or with a call that has been under way for a while and may have limits of its own.
-    fn is_due(&self, worker: &Worker) -> bool {
-        let long = self.calls.get() > 0 && worker.now.is_past(self.active_at.get(), LOOKED_AT_AFTER_MS);
-        long || self.is_over(worker)
-    }
-
-    fn remember(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
         }
     }
 }
@@ -259,105 +224,89 @@ impl Drop for Registered {
     }
 }
 
-async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, tcp: TcpStream) {
+async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket: Socket, peer: PeerAddress) {
     let Registered { worker, caller, .. } = &registered;
-    let handshake_max = Duration::from_millis(worker.limits.header_read_ms);
-    let stream = match timeout(handshake_max, acceptor.handshake(tcp)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake with a caller failed"),
-        Err(_) => return tracing::debug!("TLS handshake with a caller took too long"),
+    let opening = async {
+        let (stream, peer) = acceptor.handshake(socket, peer).await?;
+        caller.comes_from(peer);
+        let mut observed = Observed::new(stream, Rc::clone(caller), worker.now.clone());
+        let is_http2 = observed.is_http2().await?;
+        Ok::<_, HandshakeError>((observed, is_http2))
+    };
+    let opened = timeout(Duration::from_millis(worker.limits.header_read_ms), opening).await;
+    let (observed, is_http2) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return tracing::debug!(%error, "a caller's connection did not begin"),
+        Err(_) => return tracing::debug!("a caller's connection took too long to begin"),
     };
     // Holding it would keep the socket open while connections drain.
     drop(acceptor);
-    let observed = Observed { stream, caller: Rc::clone(caller), now: worker.now.clone() };
     let service = service_fn(|request| call::serve(Rc::clone(worker), Rc::clone(caller), request));
-    let connection = http1::Builder::new()
-        .header_read_timeout(None) // ours: one timer per worker, not one per request
-        .max_buf_size(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES)
-        .serve_connection(TokioIo::new(observed), service);
-    let mut connection = pin!(connection);
-    let mut told_to_end = false;
-    let outcome = poll_fn(|cx| {
-        caller.remember(cx);
-        if caller.is_over(worker) {
-            return Poll::Ready(Ok(()));
-        }
-        if worker.draining.get() && !told_to_end {
-            told_to_end = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx)
-    })
-    .await;
+    let io = TokioIo::new(observed);
+    let outcome = if is_http2 {
+        caller.is_http2();
+        let connection = http2(worker, caller).serve_connection(io, service);
+        until_over(worker, caller, connection, |connection| connection.graceful_shutdown()).await
+    } else {
+        let connection = http1::Builder::new()
+            .header_read_timeout(None) // ours: one timer per worker, not one per request
+            .max_buf_size(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES)
+            .serve_connection(io, service);
+        until_over(worker, caller, connection, |connection| connection.graceful_shutdown()).await
+    };
     if let Err(error) = outcome {
         tracing::debug!(%error, "a caller's connection ended");
     }
 }
-
-/// A caller's stream, read along.
-struct Observed {
-    stream: ServerStream,
-    caller: Rc<CallerConnection>,
-    now: Coarse,
-}
-
-impl Observed {
-    fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let since = self.caller.blocked_since.get();
-        match (&outcome, since) {
-            (Poll::Pending, None) => self.caller.blocked_since.set(Some(self.now.now())),
-            (Poll::Ready(_), Some(_)) => self.caller.blocked_since.set(None),
-            _ => {}
+/// Drives a connection to its end: its own, or the one that its limits or a shutdown bring.
+async fn until_over<C: Future<Output = hyper::Result<()>>>(
+    worker: &Worker,
+    caller: &CallerConnection,
+    connection: C,
+    shut_down: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    let mut told_to_end = false;
+    poll_fn(|cx| {
+        caller.remember(cx);
+        if caller.is_over(&worker.now, &worker.limits) {
+            if caller.floods() {
+                worker.shard.floods.add_one();
+            }
+            return Poll::Ready(Ok(()));
         }
-        outcome
-    }
-}
-
-impl AsyncRead for Observed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if outcome.is_ready() {
-            self.caller.read(&buffer.filled()[before..], self.now.now());
+        if worker.draining.get() && !told_to_end {
+            told_to_end = true;
+            shut_down(connection.as_mut());
         }
-        outcome
-    }
+        connection.as_mut().poll(cx)
+    })
+    .await
 }
 
-impl AsyncWrite for Observed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.written(outcome)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.written(outcome)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+/// What a caller may use of HTTP/2 (P-20, P-22; RFC 9113 §6.5.2).
+fn http2(worker: &Worker, caller: &Rc<CallerConnection>) -> http2::Builder<StreamExecutor> {
+    let header_list_max = u32::try_from(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES);
+    let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(caller)));
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_header_list_size(header_list_max.unwrap_or(u32::MAX));
+    builder
 }
 
-/// A call younger than this has run into no limit yet: the shortest is a second.
-const LOOKED_AT_AFTER_MS: u64 = 500;
+/// Calls at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 100;
+/// What a caller may send of one body before the instance has taken it.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What is held of one answer whose caller takes nothing.
+const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// How long a call waits for room for its access record before it is refused.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+const TICKS_PER_SECOND: u64 = 4;
 /// Idle connections to instances are looked through every five seconds.
 const PRUNE_EVERY_TICKS: u64 = 20;
 /// So that a head just over our own limits is still parsed, and refused with an answer that says so.

@@ -1,4 +1,5 @@
-//! Writes one sealed record of every kind, and of every shape that a kind has, into `tests/fixtures/records/v1`:
+//! Writes one sealed record of every kind, and of every shape that a kind has, into `tests/fixtures/records`,
+//! under the version that it has:
 //!
 //! ```text
 //! cargo run -p bearerd-store --example record-fixtures
@@ -6,7 +7,7 @@
 //!
 //! A file that exists is kept as it is: what a released bearerd wrote must open for ever, so a fixture is never
 //! written again. Add a record here with its check in `tests/record_fixtures.rs`; a new record version gets a folder
-//! and an example of its own.
+//! of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +21,10 @@ use std::{
 use bearerd_crypto::{KeyRing, RootSecret, SealContext};
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
-    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges, Freeze,
-    Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration, IntegrationId,
-    KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName, Provider,
-    RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
+    ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges,
+    FamilyName, Freeze, Generation, Grant, GrantType, Health, InstanceOrigin, InstanceUser, Integration,
+    IntegrationId, KeySecret, Lifecycle, MethodSet, PkceVerifier, Policy, PolicyId, Profile, ProfileName,
+    Provider, RateLimit, RecordRule, RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{
     Claim, ExpiryNotice, Record, Revocation, RevocationCall, RevocationGate, RevokedToken, Root,
@@ -35,6 +36,7 @@ fn main() -> Outcome {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/records"));
     let fixtures = Fixtures { folder, ring: key_ring(&folder.join("master.key"))? };
     fs::create_dir_all(folder.join("v1"))?;
+    fs::create_dir_all(folder.join("v2"))?;
 
     fixtures.write("", &Root { secret: RootSecret::from_bytes([0x52; 32]) })?;
     fixtures.write("", &integration()?)?;
@@ -54,6 +56,7 @@ fn main() -> Outcome {
     fixtures.write("", &caller_key()?)?;
     fixtures.write("", &CallerKeyUse { id: CallerKeyId::parse("k1")?, last_used_at: at(17) })?;
     fixtures.write("", &policy()?)?;
+    fixtures.write("complete", &complete_policy()?)?;
     fixtures.write("", &Claim { id: "c1".repeat(32), owner: IntegrationId::parse("dev1")? })?;
     fixtures.write("", &connect_link()?)?;
     fixtures.write("", &consent_flow()?)?;
@@ -88,12 +91,14 @@ struct Fixtures<'a> {
 }
 
 impl Fixtures<'_> {
-    /// As `v1/<kind>[.<shape>].sealed`.
+    /// As `v<version>/<kind>[.<shape>].sealed`.
     fn write<R: Record>(&self, shape: &str, record: &R) -> Outcome {
         let kind = R::KIND.name();
         let name = if shape.is_empty() { format!("{kind}.sealed") } else { format!("{kind}.{shape}.sealed") };
         let context = SealContext { kind, id: record.id(), field: "record" };
-        write_new(&self.folder.join("v1").join(name), self.ring.seal(context, &record.encode()).as_bytes())
+        let content = record.encode();
+        let version = if content.starts_with(br#"{"v":2,"#) { "v2" } else { "v1" };
+        write_new(&self.folder.join(version).join(name), self.ring.seal(context, &content).as_bytes())
     }
 }
 
@@ -254,25 +259,52 @@ fn policy() -> Outcome<Policy> {
         id: PolicyId::parse("read-hr")?,
         description: "reads cases".to_owned(),
         rules: vec![
+            Rule::new(ConnectionSelector::All, TableSet::All, MethodSet(set(&["GET"]))),
+            Rule::new(
+                ConnectionSelector::Ids(BTreeSet::from([ConnectionId::parse("hr")?])),
+                TableSet::Named(set(&["incident", "sn_hr_core_case"])),
+                MethodSet(set(&["PATCH", "POST"])),
+            ),
+            Rule::new(
+                ConnectionSelector::Labels(BTreeMap::from([("team".to_owned(), "hr".to_owned())])),
+                TableSet::Named(BTreeSet::new()),
+                MethodSet(BTreeSet::new()),
+            ),
+        ],
+        rate: None,
+        concurrency_max: None,
+        created_at: at(1),
+        updated_at: at(2),
+    })
+}
+
+fn complete_policy() -> Outcome<Policy> {
+    let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
+    let hr = ConnectionSelector::Ids(BTreeSet::from([ConnectionId::parse("hr")?]));
+    let own = TableSet::Named(set(&["sn_hr_core_case"]));
+    let families = ["attachment", "now/ui", "sn_sc"];
+    Ok(Policy {
+        id: PolicyId::parse("read-own-hr")?,
+        description: "reads its own cases".to_owned(),
+        rules: vec![
             Rule {
-                connections: ConnectionSelector::All,
-                tables: TableSet::All,
-                methods: MethodSet(set(&["GET"])),
+                records: Some(RecordRule {
+                    condition: "active=true".to_owned(),
+                    fields: Some(set(&["number", "state"])),
+                    limit_max: 500,
+                    checked_at: BTreeSet::from([InstanceOrigin::parse("https://dev1.service-now.com")?]),
+                }),
+                ..Rule::new(hr.clone(), own, MethodSet(set(&["GET"])))
             },
             Rule {
-                connections: ConnectionSelector::Ids(BTreeSet::from([ConnectionId::parse("hr")?])),
-                tables: TableSet::Named(set(&["incident", "sn_hr_core_case"])),
-                methods: MethodSet(set(&["PATCH", "POST"])),
-            },
-            Rule {
-                connections: ConnectionSelector::Labels(BTreeMap::from([(
-                    "team".to_owned(),
-                    "hr".to_owned(),
-                )])),
-                tables: TableSet::Named(BTreeSet::new()),
-                methods: MethodSet(BTreeSet::new()),
+                families: families.into_iter().map(FamilyName::parse).collect::<Result<_, _>>()?,
+                networks: vec!["10.0.0.0/8".parse()?, "2001:db8::/32".parse()?],
+                expires_at: Some(at(86_400)),
+                ..Rule::new(hr, TableSet::All, MethodSet(set(&["GET"])))
             },
         ],
+        rate: Some(RateLimit { calls: 100, per_s: 60, burst: Some(20) }),
+        concurrency_max: Some(8),
         created_at: at(1),
         updated_at: at(2),
     })

@@ -16,9 +16,9 @@ use std::{
 use bearerd_crypto::{KeyRing, Sealed};
 use bearerd_model::{
     CallerKey, CallerKeyUse, ConnectLink, Connection, ConnectionId, ConnectionSelector, ConsentFlow,
-    ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges, Freeze, Generation, Grant, GrantType,
-    Health, InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy, Profile, Provider, Rule,
-    TableSet, TokenEndpointAuth, UnixTime,
+    ConsentOutcome, ConsentResult, DeathCause, Endpoints, Exchanges, FamilyName, Freeze, Generation, Grant,
+    GrantType, Health, InstanceOrigin, InstanceUser, Integration, KeySecret, Lifecycle, MethodSet, Policy,
+    Profile, Provider, RateLimit, RecordRule, Rule, TableSet, TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{
     Backend, Claim, ExpiryNotice, Kind, MemoryBackend, Record, RecordKey, Revocation, RevocationCall,
@@ -26,7 +26,13 @@ use bearerd_store::{
 };
 
 /// Every fixture, with the id that it is sealed for.
-fn fixtures() -> Vec<(&'static str, RecordKey)> {
+fn fixtures() -> Vec<(String, RecordKey)> {
+    let of_v1 = |(name, key)| (format!("v1/{name}.sealed"), key);
+    let policy_v2 = RecordKey::new(Kind::Policy, "read-own-hr");
+    v1().into_iter().map(of_v1).chain([("v2/policy.complete.sealed".to_owned(), policy_v2)]).collect()
+}
+
+fn v1() -> Vec<(&'static str, RecordKey)> {
     let connection = |id: &str| RecordKey::new(Kind::Connection, id);
     vec![
         ("root", RecordKey::new(Kind::Root, "root")),
@@ -58,14 +64,17 @@ fn fixtures() -> Vec<(&'static str, RecordKey)> {
 
 #[test]
 fn every_kind_has_a_fixture_and_every_fixture_its_check() {
-    let found: BTreeSet<String> = fs::read_dir(folder().join("v1"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+    let found: BTreeSet<String> = ["v1", "v2"]
+        .into_iter()
+        .flat_map(|version| {
+            let files = fs::read_dir(folder().join(version)).unwrap();
+            files.map(move |file| format!("{version}/{}", file.unwrap().file_name().into_string().unwrap()))
+        })
         .collect();
-    let known: BTreeSet<String> = fixtures().iter().map(|(name, _)| format!("{name}.sealed")).collect();
+    let known: BTreeSet<String> = fixtures().into_iter().map(|(name, _)| name).collect();
     assert_eq!(found, known);
     for kind in Kind::ALL {
-        assert!(known.contains(&format!("{}.sealed", kind.name())), "{kind:?}");
+        assert!(known.contains(&format!("v1/{}.sealed", kind.name())), "{kind:?}");
     }
 }
 
@@ -268,28 +277,53 @@ async fn last_uses_of_caller_keys_open() {
 
 #[tokio::test]
 async fn policies_open() {
-    let Policy { id, description, rules, created_at, updated_at } = load("read-hr").await;
+    let Policy { id, description, rules, rate, concurrency_max, created_at, updated_at } =
+        load("read-hr").await;
     let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
     assert_eq!((id.as_str(), description.as_str()), ("read-hr", "reads cases"));
     let [all, ids, labels] = <[Rule; 3]>::try_from(rules).unwrap();
-    let expected = Rule {
-        connections: ConnectionSelector::All,
-        tables: TableSet::All,
-        methods: MethodSet(set(&["GET"])),
+    // From before there was more than connections, tables and methods.
+    let plain = |connections, tables, methods: &[&str]| Rule {
+        connections,
+        families: [FamilyName::parse("table").unwrap()].into(),
+        tables,
+        methods: MethodSet(set(methods)),
+        networks: vec![],
+        expires_at: None,
+        records: None,
     };
-    assert_eq!(all, expected);
-    let expected = Rule {
-        connections: ConnectionSelector::Ids([ConnectionId::parse("hr").unwrap()].into()),
-        tables: TableSet::Named(set(&["incident", "sn_hr_core_case"])),
-        methods: MethodSet(set(&["PATCH", "POST"])),
-    };
-    assert_eq!(ids, expected);
-    let expected = Rule {
-        connections: ConnectionSelector::Labels(texts(&[("team", "hr")])),
-        tables: TableSet::Named(set(&[])),
-        methods: MethodSet(set(&[])),
-    };
-    assert_eq!(labels, expected);
+    assert_eq!(all, plain(ConnectionSelector::All, TableSet::All, &["GET"]));
+    let hr = ConnectionSelector::Ids([ConnectionId::parse("hr").unwrap()].into());
+    let tables = TableSet::Named(set(&["incident", "sn_hr_core_case"]));
+    assert_eq!(ids, plain(hr, tables, &["PATCH", "POST"]));
+    let team = ConnectionSelector::Labels(texts(&[("team", "hr")]));
+    assert_eq!(labels, plain(team, TableSet::Named(set(&[])), &[]));
+    assert_eq!((rate, concurrency_max), (None, None));
+    assert_eq!((created_at, updated_at), (at(1), at(2)));
+}
+
+#[tokio::test]
+async fn complete_policies_open() {
+    let Policy { id, description, rules, rate, concurrency_max, created_at, updated_at } =
+        load("read-own-hr").await;
+    let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(ToString::to_string).collect() };
+    assert_eq!((id.as_str(), description.as_str()), ("read-own-hr", "reads its own cases"));
+    let [own, files] = <[Rule; 2]>::try_from(rules).unwrap();
+    let Rule { connections, families, tables, methods, networks, expires_at, records } = own;
+    assert_eq!(connections, ConnectionSelector::Ids([ConnectionId::parse("hr").unwrap()].into()));
+    assert_eq!(families.iter().map(FamilyName::as_str).collect::<Vec<_>>(), ["table"]);
+    assert_eq!((tables, methods), (TableSet::Named(set(&["sn_hr_core_case"])), MethodSet(set(&["GET"]))));
+    assert_eq!((networks, expires_at), (vec![], None));
+    let RecordRule { condition, fields, limit_max, checked_at } = records.unwrap();
+    assert_eq!((condition.as_str(), fields), ("active=true", Some(set(&["number", "state"]))));
+    let checked_at: Vec<&str> = checked_at.iter().map(InstanceOrigin::as_str).collect();
+    assert_eq!((limit_max, checked_at), (500, vec!["https://dev1.service-now.com"]));
+    let families: Vec<&str> = files.families.iter().map(FamilyName::as_str).collect();
+    assert_eq!(families, ["attachment", "now/ui", "sn_sc"]);
+    assert_eq!(files.networks, ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+    assert_eq!((files.expires_at, files.records), (Some(at(86_400)), None));
+    assert_eq!(rate, Some(RateLimit { calls: 100, per_s: 60, burst: Some(20) }));
+    assert_eq!(concurrency_max, Some(8));
     assert_eq!((created_at, updated_at), (at(1), at(2)));
 }
 
@@ -398,7 +432,7 @@ async fn expiry_notices_open() {
 async fn open() -> (Arc<MemoryBackend>, Store) {
     let backend = Arc::new(MemoryBackend::default());
     for (name, key) in fixtures() {
-        let sealed = fs::read(folder().join("v1").join(format!("{name}.sealed"))).unwrap();
+        let sealed = fs::read(folder().join(name)).unwrap();
         backend.create(&key, Sealed::from_bytes(sealed), Times::default()).await.unwrap().unwrap();
     }
     let ring = KeyRing::parse(&fs::read_to_string(folder().join("master.key")).unwrap()).unwrap();

@@ -2,20 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     AccessToken, CallerKey, CallerKeyId, CallerKeyUse, ClientSecret, ConnectLink, Connection, ConnectionId,
     ConnectionSelector, ConsentFlow, ConsentOutcome, ConsentResult, DeathCause, Endpoints, Epoch, Exchanges,
-    Freeze, Generation, Grant, GrantType, GrantVersion, Health, InstanceOrigin, InstanceUser, Integration,
-    IntegrationId, Intent, KeySecret, Lifecycle, MethodSet, Owner, PkceVerifier, Policy, PolicyId, Profile,
-    ProfileName, Provider, RefreshToken, Rule, TableSet, TokenEndpointAuth, UnixTime,
+    FamilyName, Freeze, Generation, Grant, GrantType, GrantVersion, Health, InstanceOrigin, InstanceUser,
+    Integration, IntegrationId, Intent, KeySecret, Lifecycle, MethodSet, Owner, PkceVerifier, Policy,
+    PolicyId, Profile, ProfileName, Provider, RateLimit, RecordRule, RefreshToken, Rule, TableSet,
+    TokenEndpointAuth, UnixTime,
 };
 use bearerd_store::{
     Claim, ExpiryNotice, Record, RecordFault, Revocation, RevocationCall, RevocationGate, RevokedGrant,
     RevokedToken, Root,
 };
+use ipnet::IpNet;
 use proptest::{collection, option, prelude::*};
 
 proptest! {
@@ -116,7 +121,19 @@ proptest! {
         prop_assert_ne!(&newer, &bytes);
         prop_assert_eq!(Connection::decode(newer.as_bytes()).unwrap_err(), RecordFault::UnknownVersion(v));
         let bare = format!(r#"{{"v":{v},"something":"new"}}"#);
-        prop_assert_eq!(Policy::decode(bare.as_bytes()).unwrap_err(), RecordFault::UnknownVersion(v));
+        prop_assert_eq!(CallerKey::decode(bare.as_bytes()).unwrap_err(), RecordFault::UnknownVersion(v));
+    }
+
+    /// A bearerd that knows only plain rules must not read any other: it would open more than the policy does.
+    #[test]
+    fn only_a_plain_policy_is_version_1(record in policy()) {
+        let version: serde_json::Value = serde_json::from_slice(&record.encode()).unwrap();
+        prop_assert_eq!(&version["v"], if record.is_plain() { 1 } else { 2 });
+        let plain = |rule: &Rule| Rule::new(rule.connections.clone(), rule.tables.clone(), rule.methods.clone());
+        let rules = record.rules.iter().map(plain).collect();
+        let plain = Policy { rules, rate: None, concurrency_max: None, ..record };
+        let version: serde_json::Value = serde_json::from_slice(&plain.encode()).unwrap();
+        prop_assert_eq!(&version["v"], 1);
     }
 
     /// A newer bearerd may have added a member to a version that this one knows.
@@ -427,11 +444,42 @@ fn rule() -> impl Strategy<Value = Rule> {
     let tables =
         prop_oneof![Just(TableSet::All), collection::btree_set(text(), 0..3).prop_map(TableSet::Named)];
     let methods = collection::btree_set(text(), 0..3).prop_map(MethodSet);
-    (connections, tables, methods).prop_map(|(connections, tables, methods)| Rule {
-        connections,
-        tables,
-        methods,
-    })
+    let families = collection::btree_set("now/[a-z0-9_]{1,9}x|[a-z]{2,4}_[a-z]{1,9}|table", 1..3).prop_map(
+        |names| -> BTreeSet<FamilyName> {
+            names.iter().map(|name| FamilyName::parse(name).unwrap()).collect()
+        },
+    );
+    let networks = collection::vec(
+        (any::<std::net::IpAddr>(), 0..=32_u8).prop_map(|(address, len)| IpNet::new(address, len).unwrap()),
+        0..3,
+    );
+    (connections, families, tables, methods, networks, option::of(time()), option::of(record_rule()))
+        .prop_map(|(connections, families, tables, methods, networks, expires_at, records)| Rule {
+            connections,
+            families,
+            tables,
+            methods,
+            networks,
+            expires_at,
+            records,
+        })
+}
+
+prop_compose! {
+    fn record_rule()(
+        condition in text(),
+        fields in option::of(collection::btree_set(text(), 0..3)),
+        limit_max: u32,
+        checked_at in collection::btree_set(instance(), 0..3),
+    ) -> RecordRule {
+        RecordRule { condition, fields, limit_max, checked_at }
+    }
+}
+
+prop_compose! {
+    fn rate()(calls: u32, per_s: u32, burst in option::of(any::<u32>())) -> RateLimit {
+        RateLimit { calls, per_s, burst }
+    }
 }
 
 prop_compose! {
@@ -439,9 +487,11 @@ prop_compose! {
         id in policy_id(),
         description in text(),
         rules in collection::vec(rule(), 0..3),
+        rate in option::of(rate()),
+        concurrency_max in option::of(any::<u32>()),
         [created_at, updated_at] in [time(), time()],
     ) -> Policy {
-        Policy { id, description, rules, created_at, updated_at }
+        Policy { id, description, rules, rate, concurrency_max, created_at, updated_at }
     }
 }
 

@@ -1,14 +1,15 @@
 //! The daemon: binds the three doors, opens the store, starts everything, and ends it in order.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use bearerd_admin::{AdminDoor, AdminKeys, AdminParts};
+use bearerd_audit::AccessLog;
 use bearerd_connect::ConnectDoor;
 use bearerd_control::Control;
 use bearerd_crypto::KeyRing;
 use bearerd_model::Clock;
-use bearerd_net::{Connector, DoorCertificate, ListenSettings, Listener};
+use bearerd_net::{BoundAddress, Connector, DoorCertificate, InheritedSockets, ListenSettings, Listener};
 use bearerd_proxy::{ProxyDoor, ProxyMetrics};
 use bearerd_spill::Spill;
 use bearerd_store::{Backend, OpenStoreError, Store};
@@ -40,6 +41,7 @@ pub(crate) struct Daemon {
     pub(crate) addresses: Addresses,
     control: Arc<Control>,
     tokens: Arc<TokenEngine>,
+    access: AccessLog,
     proxy: ProxyDoor,
     connect: ConnectDoor,
     admin: JoinHandle<std::io::Result<()>>,
@@ -52,32 +54,37 @@ pub(crate) struct Daemon {
     drain: Duration,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Addresses {
-    pub(crate) proxy: SocketAddr,
-    pub(crate) connect: SocketAddr,
-    pub(crate) admin: SocketAddr,
+    pub(crate) proxy: BoundAddress,
+    pub(crate) connect: BoundAddress,
+    pub(crate) admin: BoundAddress,
 }
 
 impl Bound {
     /// # Errors
     /// One line: which door, what is in the way, what to set.
-    pub(crate) fn bind(settings: &Settings) -> Result<Self> {
-        let bind = |setting: &str, listen: &ListenSettings, alpn: &[&[u8]]| {
-            Listener::bind(listen, alpn).map_err(|error| anyhow!(error.advice(setting)))
+    pub(crate) fn bind(settings: &Settings, mut inherited: InheritedSockets) -> Result<Self> {
+        let mut bind = |setting: &str, listen: &ListenSettings, alpn: &[&[u8]]| {
+            Listener::bind_or_inherit(listen, alpn, &mut inherited)
+                .map_err(|error| anyhow!(error.advice(setting)))
         };
-        Ok(Self {
-            proxy: bind("proxy.listen", &settings.proxy.listen_settings(), &[b"http/1.1"])?,
+        let bound = Self {
+            proxy: bind("proxy.listen", &settings.proxy.listen_settings(), ProxyDoor::ALPN)?,
             connect: bind("connect.listen", &settings.connect.listen_settings(), ConnectDoor::ALPN)?,
             admin: bind("admin.listen", &settings.admin.listen_settings(), &[b"h2", b"http/1.1"])?,
-        })
+        };
+        for name in inherited.names() {
+            warn!(socket = name, "the inherited socket {name:?} is not the listen of any door and is closed");
+        }
+        Ok(bound)
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses {
-            proxy: self.proxy.local_addr(),
-            connect: self.connect.local_addr(),
-            admin: self.admin.local_addr(),
+            proxy: self.proxy.address().clone(),
+            connect: self.connect.address().clone(),
+            admin: self.admin.address().clone(),
         }
     }
 }
@@ -142,15 +149,25 @@ impl Daemon {
         let connect =
             ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
         let lender: Arc<dyn AccessTokens> = tokens.clone();
+        let access = AccessLog::start(&settings.access_settings())?;
+        registry.register(Box::new(access.metrics()))?;
         let metrics = ProxyMetrics::default();
         registry.register(Box::new(metrics.clone()))?;
-        let proxy =
-            ProxyDoor::start(&settings.proxy, bound.proxy, control.snapshot(), lender, clock, &metrics)?;
+        let proxy = ProxyDoor::start(
+            &settings.proxy,
+            bound.proxy,
+            control.snapshot(),
+            lender,
+            clock,
+            &metrics,
+            &access,
+        )?;
         tokens.begin(); // not before everything that may end the start again
         Ok(Self {
             addresses,
             control,
             tokens,
+            access,
             proxy,
             connect,
             admin,
@@ -211,9 +228,14 @@ impl Daemon {
         self.closing.cancel();
         let _ = self.following.await;
         let _ = self.admin.await;
+        // Last, so that every call is in it.
+        self.access.shutdown(ACCESS_FLUSH_MAX).await;
         info!("ended");
     }
 }
+
+/// A healthy sink takes a full queue in a fraction of this; a stuck one shall not hold up the end.
+const ACCESS_FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Who this process is among those of the store, with what its machine has kept.
 async fn process_place(settings: &Settings) -> Result<ProcessPlace> {

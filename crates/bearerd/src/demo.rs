@@ -3,18 +3,20 @@
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use bearerd_audit::SinkKind;
 use bearerd_model::InstanceOrigin;
-use bearerd_net::{Connector, EgressSettings, FetchLimits, Fetched, fetch};
+use bearerd_net::{Connector, EgressSettings, FetchLimits, Fetched, InheritedSockets, fetch};
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use servicenow_sim::{Behaviour, ClientSettings, Sim, SimSettings};
+use servicenow_sim::{Behaviour, ClientSettings, Sim, SimSettings, SimTls};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -54,6 +56,27 @@ pub(crate) struct SimArgs {
     /// JSON with switches, as at /__sim/behaviour
     #[arg(long, value_name = "JSON")]
     behaviour: Option<String>,
+    /// Certificate to show, in PEM: serves https with HTTP/2 and HTTP/1.1
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// Demand client certificates signed by one of these, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    client_ca: Option<PathBuf>,
+}
+
+impl SimArgs {
+    fn tls(&self) -> Result<Option<SimTls>> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+        };
+        let mut tls = SimTls::new(read(certificate)?, read(key)?);
+        tls.client_ca = self.client_ca.as_ref().map(read).transpose()?;
+        Ok(Some(tls))
+    }
 }
 
 /// Who consents in the demo.
@@ -71,12 +94,13 @@ pub(crate) async fn sim(args: SimArgs) -> Result<()> {
         let patch: Value = serde_json::from_str(text).context("--behaviour is not JSON")?;
         behaviour = behaviour.patched(&patch).map_err(|fault| anyhow::anyhow!("--behaviour: {fault}"))?;
     }
+    let tls = args.tls()?;
     let client = ClientSettings { redirect_uris: args.redirect_uris, ..ClientSettings::demo() };
     let settings =
-        SimSettings { listen: args.listen, behaviour, clients: vec![client], ..SimSettings::default() };
-    let sim = Sim::start(settings)
-        .await
-        .with_context(|| format!("{} cannot be listened on; choose another with --listen", args.listen))?;
+        SimSettings { listen: args.listen, tls, behaviour, clients: vec![client], ..SimSettings::default() };
+    let sim = Sim::start(settings).await.with_context(|| {
+        format!("{} cannot be served: choose another with --listen, or see the certificate", args.listen)
+    })?;
     say!("ServiceNow simulator: {}", sim.origin());
     say!(
         "  client bearerd-demo, secret demo-secret; users admin/admin, svc.integration/svc, abel.tuter/demo"
@@ -106,6 +130,7 @@ async fn run_demo(args: DemoArgs) -> Result<()> {
     let mut settings = Settings::read_file(&made.settings)?;
     "warn".clone_into(&mut settings.process.log);
     settings.process.drain_s = 2;
+    settings.access.sink = SinkKind::None; // standard output tells the story
     logging::start(&settings.process)?;
     hardening::apply();
     let bound = bind_near_defaults(&mut settings)?;
@@ -195,7 +220,7 @@ fn bind_near_defaults(settings: &mut Settings) -> Result<Bound> {
             "127.0.0.1:0".clone_into(listen);
         }
     }
-    Bound::bind(settings)
+    Bound::bind(settings, InheritedSockets::none())
 }
 
 /// Follows the consent as a browser does: link page, button, instance, callback, result page.

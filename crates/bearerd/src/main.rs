@@ -7,6 +7,7 @@ mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
 mod hardening;
+mod inherited;
 mod init;
 mod logging;
 mod secrets;

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bearerd_admin::AdminSettings;
+use bearerd_audit::AccessSettings;
 use bearerd_connect::ConnectSettings;
 use bearerd_control::InstanceRules;
 use bearerd_crypto::KeyRing;
@@ -30,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) proxy: ProxySettings,
     pub(crate) connect: ConnectSettings,
     pub(crate) admin: AdminSettings,
+    pub(crate) access: AccessSettings,
     pub(crate) tokens: TokenSettings,
     pub(crate) instances: InstanceSettings,
     pub(crate) egress: EgressSettings,
@@ -129,6 +131,7 @@ impl Default for Settings {
             proxy: ProxySettings::default(),
             connect: ConnectSettings::default(),
             admin: AdminSettings::default(),
+            access: AccessSettings::default(),
             tokens: TokenSettings::default(),
             instances: InstanceSettings::default(),
             egress: EgressSettings::default(),
@@ -184,8 +187,11 @@ impl Default for ProcessSettings {
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
 /// Settings that are lists: in the environment, parted by commas.
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 9] = [
     "proxy.hosts",
+    "proxy.trusted_proxies",
+    "connect.trusted_proxies",
+    "admin.trusted_proxies",
     "instances.hosts",
     "egress.no_proxy",
     "egress.allow_private_instances",
@@ -243,6 +249,7 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         self.proxy.check()?;
+        self.access.check()?;
         self.connect.rules()?;
         self.tokens.validate().map_err(anyhow::Error::msg)?;
         for (name, value, range) in [
@@ -299,6 +306,11 @@ impl Settings {
     /// Where this machine keeps what the store has not taken.
     pub(crate) fn spill_folder(&self) -> Option<PathBuf> {
         self.tokens.spill_dir.as_ref().map(|folder| self.base.join(folder))
+    }
+
+    /// `[access]`, with the path from where relative ones start.
+    pub(crate) fn access_settings(&self) -> AccessSettings {
+        AccessSettings { path: self.base.join(&self.access.path), ..self.access.clone() }
     }
 
     pub(crate) fn embedded_path(&self) -> PathBuf {

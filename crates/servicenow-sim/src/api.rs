@@ -8,10 +8,16 @@ use http::{Method, StatusCode};
 use percent::decode_segment;
 
 use crate::attachment_api;
+use crate::batch_api;
+use crate::catalog_api;
 use crate::clock::SimTime;
 use crate::evaluate::Viewer;
+use crate::import_api;
+use crate::knowledge_api;
 use crate::message::{Format, Reply, SimRequest, negotiate};
+use crate::stats_api;
 use crate::table_api;
+use crate::tiny_urls;
 use crate::world::World;
 
 /// The user a request acts as.
@@ -48,7 +54,7 @@ pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> A
         let reply = Reply::json(StatusCode::OK, &world.token_key.jwks());
         return ApiAnswer { reply, user_name: None };
     }
-    let Some(caller) = authenticate(world, request, now) else {
+    let Some((how, caller)) = authenticate(world, request, now) else {
         let reply = unauthorized(request.format());
         return ApiAnswer { reply, user_name: None };
     };
@@ -59,6 +65,7 @@ pub(crate) fn answer(world: &mut World, request: &SimRequest, now: SimTime) -> A
             world.counters.rate_limited += 1;
             state.refusal(request.format(), state.reset_at_s.saturating_sub(now.as_secs()).max(1))
         }
+        Some(_) | None if lacks_scope(world, request, how) => missing_scope(request.format()),
         Some(_) | None => route(world, request, &caller, now),
     };
     if let Some(state) = rate {
@@ -74,12 +81,23 @@ pub(crate) fn unauthorized(format: Format) -> Reply {
         .with(WWW_AUTHENTICATE, "BASIC realm=\"Service-now\"")
 }
 
-fn authenticate(world: &mut World, request: &SimRequest, now: SimTime) -> Option<Caller> {
+/// Auth scopes belong to OAuth clients: only requests with an access token can lack one.
+fn lacks_scope(world: &World, request: &SimRequest, how: &str) -> bool {
+    let denials = &world.behaviour.scope_denials;
+    matches!(how, "bearer" | "query_token") && denials.iter().any(|text| request.path.contains(text.as_str()))
+}
+
+fn missing_scope(format: Format) -> Reply {
+    let detail = Some("Missing required api access scope");
+    Reply::api_error(format, StatusCode::FORBIDDEN, "User Not Authorized", detail)
+}
+
+fn authenticate(world: &mut World, request: &SimRequest, now: SimTime) -> Option<(&'static str, Caller)> {
     let (how, user_name) = credential_user(world, request, now)?;
     let user = world.directory.get(&user_name).filter(|user| world.directory.may_sign_in(&user.user_name))?;
     let caller = Caller { user_name, sys_id: user.sys_id() };
     world.counters.authenticated(how);
-    Some(caller)
+    Some((how, caller))
 }
 
 /// The first credential that is good; a session's cookie comes last, and needs no other (fact 6).
@@ -115,7 +133,16 @@ fn credential_user(world: &mut World, request: &SimRequest, now: SimTime) -> Opt
     None
 }
 
-fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime) -> Reply {
+/// Answers an authenticated request; of a batch, each of its items.
+pub(crate) fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime) -> Reply {
+    if let Some(query) = world.tiny_urls.query_of(request) {
+        let request = SimRequest { query: Some(query), ..request.clone() };
+        return to_family(world, &request, caller, now);
+    }
+    to_family(world, request, caller, now)
+}
+
+fn to_family(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime) -> Reply {
     let method = effective_method(world, request);
     let Some(format) = negotiate(request.header(http::header::ACCEPT)) else {
         let detail = "Accept must admit application/json or application/xml";
@@ -123,29 +150,53 @@ fn route(world: &mut World, request: &SimRequest, caller: &Caller, now: SimTime)
         return Reply::api_error(Format::Json, StatusCode::NOT_ACCEPTABLE, message, Some(detail));
     };
     let call = ApiCall { request, caller, method, format, now };
-    let segments: Option<Vec<String>> =
-        request.path.trim_start_matches('/').split('/').map(decode_segment).collect();
-    let segments = segments.unwrap_or_default();
+    let segments = segments(&request.path);
     let names: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let (version_1, rest) = match names.as_slice() {
-        ["api", "now", "v1", rest @ ..] => (true, rest),
-        ["api", "now", "v2", rest @ ..] | ["api", "now", rest @ ..] => (false, rest),
-        _ => return no_resource(&call),
-    };
-    match rest {
-        ["table", table] => table_api::on_table(world, &call, table, version_1),
-        ["table", table, sys_id] => table_api::on_record(world, &call, table, sys_id),
-        ["stats", table] => table_api::stats(world, &call, table),
-        ["attachment", rest @ ..] => attachment_api::answer(world, &call, rest),
+    let (version, space, rest) = split(&names);
+    match (space, rest) {
+        ("now", ["table", table]) => table_api::on_table(world, &call, table, version == Some("v1")),
+        ("now", ["table", table, sys_id]) => table_api::on_record(world, &call, table, sys_id),
+        ("now", ["stats", table]) => stats_api::answer(world, &call, table),
+        ("now", ["attachment", rest @ ..]) => attachment_api::answer(world, &call, rest),
+        ("now", ["import", rest @ ..]) => import_api::answer(world, &call, rest),
+        ("now", ["batch"]) => batch_api::answer(world, &call),
+        ("now", ["tinyurl"]) => tiny_urls::answer(world, &call),
+        ("sn_sc", ["servicecatalog", rest @ ..]) => catalog_api::answer(world, &call, rest),
+        ("sn_km_api", ["knowledge", rest @ ..]) => knowledge_api::answer(world, &call, rest),
         _ => no_resource(&call),
     }
 }
 
-/// Whether a path is one of the Table API.
-pub(crate) fn is_table_path(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix("/api/now/") else { return false };
-    let rest = rest.strip_prefix("v1/").or_else(|| rest.strip_prefix("v2/")).unwrap_or(rest);
-    rest.starts_with("table/")
+fn segments(path: &str) -> Vec<String> {
+    let decoded: Option<_> = path.trim_start_matches('/').split('/').map(decode_segment).collect();
+    decoded.unwrap_or_default()
+}
+
+/// Version, name space (`now`, `sn_sc`) and what follows them; all empty if the path is not below `/api`.
+fn split<'a, 'n>(names: &'a [&'n str]) -> (Option<&'n str>, &'n str, &'a [&'n str]) {
+    match names {
+        ["api", space, version @ ("v1" | "v2"), rest @ ..] => (Some(version), space, rest),
+        ["api", space, rest @ ..] => (None, space, rest),
+        _ => (None, "", &[]),
+    }
+}
+
+/// The family of the REST API that a path belongs to, read as [`route`] reads it.
+pub(crate) fn family(path: &str) -> Option<&'static str> {
+    let segments = segments(path);
+    let names: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let (_, space, rest) = split(&names);
+    match (space, *rest.first()?) {
+        ("now", "table") => Some("table"),
+        ("now", "stats") => Some("stats"),
+        ("now", "attachment") => Some("attachment"),
+        ("now", "import") => Some("import"),
+        ("now", "batch") => Some("batch"),
+        ("now", "tinyurl") => Some("tinyurl"),
+        ("sn_sc", "servicecatalog") => Some("catalog"),
+        ("sn_km_api", "knowledge") => Some("knowledge"),
+        _ => None,
+    }
 }
 
 /// `X-HTTP-Method-Override` wins over the request line (fact 7).
@@ -241,15 +292,24 @@ mod tests {
     }
 
     #[test]
-    fn table_paths() {
+    fn paths_have_a_family() {
         for (path, expected) in [
-            ("/api/now/table/incident", true),
-            ("/api/now/v1/table/incident", true),
-            ("/api/now/v2/table/incident/1", true),
-            ("/api/now/stats/incident", false),
-            ("/api/now/v1/batch", false),
+            ("/api/now/table/incident", Some("table")),
+            ("/api/now/v1/table/incident", Some("table")),
+            ("/api/now/v2/table/incident/1", Some("table")),
+            ("/api/now/%74able/incident", Some("table")),
+            ("/api/now/stats/incident", Some("stats")),
+            ("/api/now/v1/batch", Some("batch")),
+            ("/api/now/%62atch", Some("batch")),
+            ("/api/now/v1/import/imp_user", Some("import")),
+            ("/api/sn_sc/v1/servicecatalog/items", Some("catalog")),
+            ("/api/sn_km_api/knowledge/articles", Some("knowledge")),
+            ("/api/now/v3/table/incident", None),
+            ("/api/now", None),
+            ("/api/x_scope/own", None),
+            ("/", None),
         ] {
-            assert_eq!(is_table_path(path), expected, "{path}");
+            assert_eq!(family(path), expected, "{path}");
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::api::{self, ApiCall};
 use crate::attachments::Attachment;
 use crate::message::Reply;
+use crate::pattern::GeneratedFile;
 use crate::query::{Condition, Operator, Query};
 use crate::render;
 use crate::secrets;
@@ -22,6 +23,8 @@ struct Upload {
     file_name: String,
     content_type: String,
     content: Bytes,
+    /// Length of a content that is not held.
+    unheld_bytes: Option<u64>,
 }
 
 /// `/api/now/attachment` and what is below it.
@@ -33,6 +36,10 @@ pub(crate) fn answer(world: &mut World, call: &ApiCall<'_>, rest: &[&str]) -> Re
             Some(upload) => store(world, call, upload),
             None => bad_request(call, "The multipart form has no file"),
         },
+        ([sys_id], "GET" | "HEAD") if GeneratedFile::of_sys_id(sys_id).is_some() => {
+            let bytes = GeneratedFile::of_sys_id(sys_id).map_or(0, |file| file.bytes);
+            render::result(call.format, StatusCode::OK, &describe_generated(sys_id, bytes))
+        }
         ([sys_id], "GET" | "HEAD") => match world.attachments.get(sys_id) {
             Some(attachment) => render::result(call.format, StatusCode::OK, &describe(attachment)),
             None => api::no_record(call),
@@ -68,8 +75,22 @@ fn describe(attachment: &Attachment) -> Value {
     Value::Object(members.collect::<Map<_, _>>())
 }
 
+fn describe_generated(sys_id: &str, bytes: u64) -> Value {
+    json!({
+        "sys_id": sys_id, "file_name": "generated.bin", "content_type": "application/octet-stream",
+        "size_bytes": bytes.to_string(),
+    })
+}
+
 fn download(world: &World, call: &ApiCall<'_>, sys_id: &str) -> Reply {
-    let Some(attachment) = world.attachments.get(sys_id) else { return api::no_record(call) };
+    if let Some(file) = GeneratedFile::of_sys_id(sys_id) {
+        let reply = Reply { pattern: Some(file), ..Reply::new(StatusCode::OK) };
+        return reply
+            .with(CONTENT_TYPE, "application/octet-stream")
+            .with(CONTENT_DISPOSITION, "attachment; filename=\"generated.bin\"");
+    }
+    let found = world.attachments.get(sys_id).filter(|attachment| !attachment.is_unheld);
+    let Some(attachment) = found else { return api::no_record(call) };
     let mut reply = Reply::new(StatusCode::OK).with(CONTENT_TYPE, &attachment.content_type);
     reply.body = attachment.content.clone();
     let name = attachment.record.get("file_name").map_or("", String::as_str).replace(['"', '\\'], "_");
@@ -81,6 +102,8 @@ fn store(world: &mut World, call: &ApiCall<'_>, upload: Upload) -> Reply {
     if upload.file_name.is_empty() || parent.is_none() {
         return bad_request(call, "table_name, table_sys_id and file_name must name a record and a file");
     }
+    let held_bytes = u64::try_from(upload.content.len()).unwrap_or_default();
+    let size_bytes = upload.unheld_bytes.unwrap_or(held_bytes);
     let sys_id = secrets::random_hex32();
     let link = format!("{}/api/now/attachment/{sys_id}", world.public_origin());
     let now = call.now.to_glide();
@@ -90,7 +113,7 @@ fn store(world: &mut World, call: &ApiCall<'_>, upload: Upload) -> Reply {
         ("table_sys_id", upload.table_sys_id),
         ("file_name", upload.file_name),
         ("content_type", upload.content_type.clone()),
-        ("size_bytes", upload.content.len().to_string()),
+        ("size_bytes", size_bytes.to_string()),
         ("download_link", format!("{link}/file")),
         ("sys_created_on", now.clone()),
         ("sys_updated_on", now),
@@ -99,7 +122,12 @@ fn store(world: &mut World, call: &ApiCall<'_>, upload: Upload) -> Reply {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
-    let attachment = Attachment { record, content_type: upload.content_type, content: upload.content };
+    let attachment = Attachment {
+        record,
+        content_type: upload.content_type,
+        content: upload.content,
+        is_unheld: upload.unheld_bytes.is_some(),
+    };
     let shown = describe(&attachment);
     if !world.attachments.add(sys_id, attachment) {
         return bad_request(call, "The simulator's memory is full");
@@ -115,6 +143,7 @@ fn from_raw(call: &ApiCall<'_>) -> Upload {
         file_name: query("file_name"),
         content_type: call.request.header(CONTENT_TYPE).unwrap_or("application/octet-stream").to_owned(),
         content: call.request.body.clone(),
+        unheld_bytes: call.request.unheld_bytes,
     }
 }
 
@@ -199,6 +228,7 @@ mod tests {
                 file_name: "a.txt".to_owned(),
                 content_type: "text/plain".to_owned(),
                 content: Bytes::from_static(b"hello"),
+                unheld_bytes: None,
             }
         );
     }

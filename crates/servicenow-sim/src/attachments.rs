@@ -12,6 +12,8 @@ pub(crate) struct Attachment {
     pub(crate) record: Record,
     pub(crate) content_type: String,
     pub(crate) content: Bytes,
+    /// There was no room to hold it: it was counted and hashed, and cannot be downloaded.
+    pub(crate) is_unheld: bool,
 }
 
 #[derive(Debug, Default)]
@@ -21,13 +23,18 @@ pub(crate) struct AttachmentStore {
 }
 
 impl AttachmentStore {
-    /// `false` if the simulator's memory for attachments is full.
-    pub(crate) fn add(&mut self, sys_id: String, attachment: Attachment) -> bool {
+    /// `false` if there are too many attachments. Content that the memory has no room for is dropped.
+    pub(crate) fn add(&mut self, sys_id: String, mut attachment: Attachment) -> bool {
         let content_bytes = self.content_bytes + attachment.content.len();
-        if content_bytes > CONTENT_BYTES_MAX || self.by_id.len() >= ATTACHMENTS_MAX {
+        if self.by_id.len() >= ATTACHMENTS_MAX {
             return false;
         }
-        self.content_bytes = content_bytes;
+        if content_bytes > CONTENT_BYTES_MAX {
+            attachment.content = Bytes::new();
+            attachment.is_unheld = true;
+        } else {
+            self.content_bytes = content_bytes;
+        }
         self.by_id.insert(sys_id, attachment);
         true
     }

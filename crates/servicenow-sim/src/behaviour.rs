@@ -74,6 +74,8 @@ pub struct Behaviour {
     pub invalid_query_returns_no_rows: bool,
     /// Who may not do what: 403 on these tables.
     pub acl_denials: Vec<AclDenial>,
+    /// Requests with an access token whose path contains one of these texts lack the auth scope for it: 403.
+    pub scope_denials: Vec<String>,
 
     /// Requests with the same `JSESSIONID` are serialised; the overflow is answered 202 and dropped (fact 5).
     pub session_serialisation: bool,
@@ -89,11 +91,22 @@ pub struct Behaviour {
     pub node_queue: u32,
     /// Rate rule: requests per hour and user on `/api`; 0 = no rule.
     pub rate_limit_per_hour: u32,
+    /// After so many requests a connection is ended gracefully: `Connection: close`, on HTTP/2 GOAWAY; 0 = never.
+    pub connection_requests_max: u64,
+    /// An HTTP/1.1 connection that waits this long for a request is closed, milliseconds; as when it was accepted.
+    pub connection_idle_ms: u64,
+    /// Streams at a time that an HTTP/2 connection allows; as when it was accepted.
+    pub http2_streams_max: u32,
     /// Every request to an OAuth or API route takes at least this long, milliseconds.
     pub latency_ms: u64,
 
     /// The instance hibernates: every route answers 200 with an HTML page.
     pub asleep: bool,
+    /// Answers of the REST API carry `X-Sim-Marker`, the request's (or its `sysparm_sim_marker`), and `X-Sim-User`, the
+    /// user that its credentials belong to.
+    pub echo_marker: bool,
+    /// Under `echo_marker` the body of a good answer is replaced by one of so many bytes that repeats both; 0 = no.
+    pub echo_bytes: usize,
     /// Origin in `Link`, `Location` and reference links; default: the simulator's own.
     pub public_origin: Option<String>,
     /// How many of the latest requests are kept for `GET /__sim/last-requests`; at most 10,000.
@@ -134,6 +147,7 @@ impl Default for Behaviour {
             basic_auth: true,
             invalid_query_returns_no_rows: false,
             acl_denials: Vec::new(),
+            scope_denials: Vec::new(),
             session_serialisation: true,
             session_concurrency: 2,
             session_queue: 10,
@@ -141,8 +155,13 @@ impl Default for Behaviour {
             node_concurrency: 0,
             node_queue: 50,
             rate_limit_per_hour: 0,
+            connection_requests_max: 0,
+            connection_idle_ms: 30_000,
+            http2_streams_max: 200,
             latency_ms: 0,
             asleep: false,
+            echo_marker: false,
+            echo_bytes: 0,
             public_origin: None,
             request_log_max: 100,
         }

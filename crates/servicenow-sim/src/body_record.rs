@@ -17,7 +17,18 @@ pub(crate) fn parse(media_type: Option<&str>, body: &[u8]) -> Result<Record, &'s
     let Ok(Value::Object(members)) = serde_json::from_slice(body) else {
         return Err("The payload is not valid JSON.");
     };
-    Ok(members.into_iter().filter_map(|(name, value)| Some((name, text_of(value)?))).collect())
+    Ok(flatten(members))
+}
+
+/// Reads `{"records": [{…}, …]}`; `None` if the body is not that.
+pub(crate) fn parse_many(body: &[u8]) -> Option<Vec<Record>> {
+    let Ok(Value::Object(mut members)) = serde_json::from_slice(body) else { return None };
+    let Some(Value::Array(records)) = members.remove("records") else { return None };
+    let read = |record| match record {
+        Value::Object(members) => Some(flatten(members)),
+        _ => None,
+    };
+    records.into_iter().map(read).collect()
 }
 
 /// Replaces labels of choices by their stored values.
@@ -29,6 +40,10 @@ pub(crate) fn labels_to_values(table: &Table, record: &mut Record) {
             value.clone_from(stored);
         }
     }
+}
+
+fn flatten(members: serde_json::Map<String, Value>) -> Record {
+    members.into_iter().filter_map(|(name, value)| Some((name, text_of(value)?))).collect()
 }
 
 fn text_of(value: Value) -> Option<String> {

@@ -78,6 +78,7 @@ fn act(state: &SimState, request: &SimRequest, rest: &str) -> Result<Value, Refu
             Ok(json!({"released": state.release(release.gate.as_deref())}))
         }
         ("GET", "last-requests") => last_requests(state, request),
+        ("GET", "malformed") => shown(&state.malformed_requests()),
         ("DELETE", "last-requests") => {
             state.clear_last_requests();
             Ok(json!({}))
@@ -173,7 +174,7 @@ pub(crate) fn owns(path: &str) -> bool {
 }
 
 const PREFIX: &str = "/__sim";
-const ROUTES: [&str; 22] = [
+const ROUTES: [&str; 23] = [
     "GET /__sim/counters",
     "POST /__sim/counters/reset",
     "GET /__sim/behaviour",
@@ -185,6 +186,7 @@ const ROUTES: [&str; 22] = [
     "POST /__sim/release",
     "GET /__sim/last-requests?n=",
     "DELETE /__sim/last-requests",
+    "GET /__sim/malformed",
     "GET /__sim/tokens",
     "GET /__sim/ledger",
     "DELETE /__sim/ledger",

@@ -10,7 +10,8 @@ use serde::Serialize;
 pub struct Counters {
     /// All requests but those to `/__sim`.
     pub requests: u64,
-    /// Requests by kind of route: `authorize`, `token`, `revoke`, `table`, `stats`, `attachment`, `jwks`, `other`.
+    /// Requests by kind of route: `authorize`, `token`, `revoke`, `table`, `stats`, `attachment`, `import`,
+    /// `batch`, `tinyurl`, `catalog`, `knowledge`, `jwks`, `other`.
     pub endpoints: BTreeMap<&'static str, EndpointCounters>,
     /// Token requests: grant type, then outcome: `issued`, `repeated` (same access token), or the refusal's reason.
     pub token: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
@@ -50,6 +51,25 @@ pub struct Counters {
     pub held_now: u64,
     /// TCP connections accepted.
     pub connections: u64,
+    /// TLS handshakes that succeeded, and how many of them resumed a session.
+    pub tls_handshakes: u64,
+    pub tls_resumptions: u64,
+    /// TLS handshakes that failed.
+    pub tls_failures: u64,
+    /// Requests over HTTP/2, control requests included.
+    pub http2_requests: u64,
+    /// What arrived and was not exactly one well-formed request; `GET /__sim/malformed` shows it.
+    pub malformed_requests: u64,
+    /// HTTP/1.1 requests that began before the one before them was answered.
+    pub pipelined_requests: u64,
+    /// Requests on a connection whose last answer was not one (faults such as `two_answers`).
+    pub requests_after_raw: u64,
+    /// Requests whose body broke off.
+    pub cut_requests: u64,
+    /// Requests whose client left before its answer was sent whole.
+    pub left_early: u64,
+    /// Requests carried out from the bodies of batches.
+    pub batched_requests: u64,
     #[serde(skip)]
     authorizations: HashSet<u64>,
     #[serde(skip)]

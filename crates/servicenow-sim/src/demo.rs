@@ -10,6 +10,8 @@ use crate::tables::{Field, FieldKind, Record, TableSchema};
 pub(crate) fn schemas() -> Vec<TableSchema> {
     let mut schemas = platform_schemas();
     schemas.extend(task_schemas());
+    schemas.extend(catalog_schemas());
+    schemas.extend(import_schemas());
     schemas
 }
 
@@ -29,8 +31,8 @@ fn platform_schemas() -> Vec<TableSchema> {
                 ("name", text()),
                 ("element", text()),
                 ("column_label", text()),
-                ("internal_type", text()),
-                ("reference", text()),
+                ("internal_type", FieldKind::NameIn("sys_glide_object".to_owned())),
+                ("reference", FieldKind::NameIn("sys_db_object".to_owned())),
                 ("active", yes_no()),
                 ("mandatory", yes_no()),
             ],
@@ -169,6 +171,93 @@ fn task_schemas() -> Vec<TableSchema> {
     ]
 }
 
+fn catalog_schemas() -> Vec<TableSchema> {
+    vec![
+        table("sc_catalog", "Catalog", "title", &[("title", text()), ("active", yes_no())]),
+        table(
+            "sc_category",
+            "Category",
+            "title",
+            &[
+                ("title", text()),
+                ("description", text()),
+                ("active", yes_no()),
+                ("sc_catalog", to("sc_catalog")),
+            ],
+        ),
+        table(
+            "sc_cat_item",
+            "Catalog Item",
+            "name",
+            &[
+                ("name", text()),
+                ("short_description", text()),
+                ("price", text()),
+                ("active", yes_no()),
+                ("category", to("sc_category")),
+            ],
+        ),
+        table("sc_cart", "Shopping Cart", "name", &[("name", text()), ("user", to("sys_user"))]),
+        table(
+            "sc_cart_item",
+            "Cart Item",
+            "cat_item",
+            &[("cart", to("sc_cart")), ("cat_item", to("sc_cat_item")), ("quantity", FieldKind::Integer)],
+        ),
+    ]
+}
+
+/// Import sets, and two staging tables: one of the platform, and one as people make them.
+fn import_schemas() -> Vec<TableSchema> {
+    let row = table(
+        "sys_import_set_row",
+        "Import Set Row",
+        "sys_id",
+        &[
+            ("sys_import_set", to("sys_import_set")),
+            ("sys_import_state", text()),
+            ("sys_target_table", text()),
+            ("sys_target_sys_id", text()),
+        ],
+    );
+    let staging = |name: &str, label: &str, own: &[(&str, FieldKind)]| TableSchema {
+        extends: Some(row.name.clone()),
+        ..table(name, label, "sys_id", own)
+    };
+    vec![
+        table(
+            "sys_import_set",
+            "Import Set",
+            "number",
+            &[("number", text()), ("state", text()), ("table_name", text())],
+        )
+        .numbered("ISET"),
+        row.clone(),
+        staging(
+            "imp_user",
+            "User import",
+            &[
+                ("user_name", text()),
+                ("first_name", text()),
+                ("last_name", text()),
+                ("email", text()),
+                ("title", text()),
+            ],
+        ),
+        staging(
+            "u_incident_import",
+            "Incident import",
+            &[
+                ("u_number", text()),
+                ("u_short_description", text()),
+                ("u_category", text()),
+                ("u_caller_id", text()),
+                ("u_state", text()),
+            ],
+        ),
+    ]
+}
+
 /// Records, those that others refer to first.
 pub(crate) fn records() -> Vec<(String, Record)> {
     let mut records = foundation();
@@ -221,6 +310,24 @@ fn foundation() -> Vec<(String, Record)> {
             "sys_user_grmember",
             agent,
             &[("user", &user_id(agent)), ("group", &sys_id_for(&format!("sys_user_group:{group}")))],
+        );
+    }
+    let catalog = sys_id_for("sc_catalog:Service Catalog");
+    add("sc_catalog", "Service Catalog", &[("title", "Service Catalog"), ("active", "true")]);
+    for title in ["Hardware", "Software"] {
+        add("sc_category", title, &[("title", title), ("active", "true"), ("sc_catalog", &catalog)]);
+    }
+    for (name, category, price) in CATALOG_ITEMS {
+        add(
+            "sc_cat_item",
+            name,
+            &[
+                ("name", name),
+                ("short_description", &format!("Order: {name}")),
+                ("price", price),
+                ("active", "true"),
+                ("category", &sys_id_for(&format!("sc_category:{category}"))),
+            ],
         );
     }
     for (index, name) in ITEMS.iter().enumerate() {
@@ -439,6 +546,14 @@ const AGENTS: [&str; 5] = ["beth.anglin", "david.loo", "fred.luddy", "bow.rugger
 const CALLERS: [&str; 4] = ["abel.tuter", "joe.employee", "beth.anglin", "bow.ruggeri"];
 const ITEMS: [&str; 6] =
     ["mail-gw-01", "vpn-edge-02", "SAP Financials", "laptop-pool-7", "db-cluster-3", "print-server-1"];
+/// Name, category, price.
+const CATALOG_ITEMS: [(&str, &str, &str); 5] = [
+    ("Standard Laptop", "Hardware", "$1,100.00"),
+    ("Developer Laptop", "Hardware", "$2,400.00"),
+    ("External Monitor", "Hardware", "$240.00"),
+    ("Office Suite", "Software", "$120.00"),
+    ("Diagram Editor", "Software", "$60.00"),
+];
 const SUBJECTS: [(&str, &str, &str); 10] = [
     ("network", "vpn", "Unable to connect to VPN"),
     ("software", "email", "Email server is down"),

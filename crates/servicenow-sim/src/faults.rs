@@ -13,6 +13,8 @@ pub enum FaultOn {
     Authorize,
     Revoke,
     Table,
+    /// Everything below `/api`.
+    Api,
     /// Every route but `/__sim`.
     #[default]
     Any,
@@ -94,10 +96,12 @@ pub enum Fault {
         #[serde(default)]
         after_effect: bool,
     },
-    /// Cuts the TCP connection without an answer; no effect.
+    /// Cuts the TCP connection, on HTTP/2 the stream, without an answer; no effect.
     DropBefore,
-    /// Cuts the TCP connection without an answer after the effect: the lost reply.
+    /// Cuts the TCP connection, on HTTP/2 the stream, without an answer after the effect: the lost reply.
     DropAfter,
+    /// Cuts the TCP connection, on HTTP/2 with every request on it; no effect.
+    DropConnection,
     /// An HTML page, as of a gateway or an upgrade; no effect.
     Html {
         #[serde(default = "status_ok")]
@@ -125,8 +129,8 @@ pub enum Fault {
     Cancelled500,
     /// The body stops after this many bytes and the connection is cut; effect happened.
     CutBody {
-        #[serde(default = "one_usize")]
-        after_bytes: usize,
+        #[serde(default = "one")]
+        after_bytes: u64,
     },
     /// The body comes in small pieces; effect happened.
     SlowDrip {
@@ -137,6 +141,100 @@ pub enum Fault {
     },
     /// The instance hibernates: 200 with an HTML page; no effect.
     Asleep,
+    /// Answers before the body is read; no effect. With `close` the rest is not read and the connection ends.
+    AnswerEarly {
+        #[serde(default = "status_too_large")]
+        status: u16,
+        #[serde(default)]
+        close: bool,
+    },
+    /// Waits before it reads the body, and so before `100 Continue`: for this long and, if a gate is named, until it is
+    /// released; then goes on.
+    ContinueLate {
+        #[serde(default)]
+        ms: u64,
+        #[serde(default)]
+        gate: Option<String>,
+    },
+    /// Waits after each piece of the body that it reads; then goes on.
+    SlowRead {
+        #[serde(default = "fifty")]
+        interval_ms: u64,
+    },
+    /// Informational answers come before the final one (RFC 9110 §15.2); effect happened.
+    Informational {
+        #[serde(default = "status_early_hints")]
+        status: u16,
+        #[serde(default = "one")]
+        count: u64,
+    },
+    /// Trailers follow the body; effect happened.
+    Trailers {
+        #[serde(default = "trailers_default")]
+        trailers: BTreeMap<String, String>,
+    },
+    /// A header this long; effect happened.
+    HugeHeader {
+        #[serde(default = "mebibyte")]
+        bytes: usize,
+    },
+    /// `Content-Length` and `Transfer-Encoding` at once (RFC 9112 §6.3); effect happened.
+    LengthAndChunked,
+    /// A second answer that nobody asked for comes right after the first; effect happened.
+    TwoAnswers,
+    /// The chunked body breaks the rules of RFC 9112 §7.1; effect happened.
+    BadChunks { flaw: ChunkFlaw },
+    /// A body after a status that has none; effect happened.
+    GhostBody {
+        #[serde(default = "status_not_modified")]
+        status: u16,
+    },
+    /// These bytes instead of an answer; the effect happens only with `after_effect`.
+    Raw {
+        text: String,
+        #[serde(default)]
+        close: bool,
+        #[serde(default)]
+        after_effect: bool,
+    },
+}
+
+/// How a chunked body goes wrong.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ChunkFlaw {
+    /// A size that is no number.
+    NotHex,
+    /// A size with a sign.
+    Signed,
+    /// A size over 64 bits.
+    TooLarge,
+    /// More bytes than the size says.
+    TooLong,
+    /// Lines end in LF alone.
+    BareLf,
+    /// The connection ends before the last chunk.
+    NoEnd,
+}
+
+fn status_too_large() -> u16 {
+    413
+}
+
+fn status_early_hints() -> u16 {
+    103
+}
+
+fn status_not_modified() -> u16 {
+    304
+}
+
+fn mebibyte() -> usize {
+    1024 * 1024
+}
+
+fn trailers_default() -> BTreeMap<String, String> {
+    [("x-sim-trailer".to_owned(), "set-cookie: no".to_owned())].into()
 }
 
 fn status_ok() -> u16 {
@@ -158,7 +256,15 @@ fn fifty() -> u64 {
 impl Fault {
     /// Waits and then lets the request go on, so that a further rule can apply to it.
     pub(crate) fn only_waits(&self) -> bool {
-        matches!(self, Self::DelayMs { .. } | Self::Hold { .. })
+        matches!(
+            self,
+            Self::DelayMs { .. } | Self::Hold { .. } | Self::ContinueLate { .. } | Self::SlowRead { .. }
+        )
+    }
+
+    /// Happens before the body is read, when its `grant_type` is not known yet.
+    fn is_early(&self) -> bool {
+        matches!(self, Self::AnswerEarly { .. } | Self::ContinueLate { .. } | Self::SlowRead { .. })
     }
 }
 
@@ -229,11 +335,21 @@ impl FaultBook {
 
     /// What happens to this request: any number of waits, then at most one other fault.
     pub(crate) fn choose(&mut self, subject: FaultSubject<'_>) -> Vec<Fault> {
+        self.pick(subject, false)
+    }
+
+    /// The same, for what happens before its body is read.
+    pub(crate) fn choose_early(&mut self, subject: FaultSubject<'_>) -> Vec<Fault> {
+        self.pick(subject, true)
+    }
+
+    fn pick(&mut self, subject: FaultSubject<'_>, early: bool) -> Vec<Fault> {
         let mut chosen = Vec::new();
         let mut decided = false;
         for status in &mut self.rules {
             let waits = status.rule.fault.only_waits();
-            if is_spent(status) || (decided && !waits) || !matches(&status.rule, subject) {
+            let is_due = status.rule.fault.is_early() == early && !is_spent(status);
+            if !is_due || (decided && !waits) || !matches(&status.rule, subject) {
                 continue;
             }
             status.matched += 1;
@@ -258,8 +374,12 @@ fn is_spent(status: &FaultStatus) -> bool {
 }
 
 fn matches(rule: &FaultRule, subject: FaultSubject<'_>) -> bool {
-    (rule.on == FaultOn::Any || rule.on == subject.on)
-        && rule.path_contains.as_ref().is_none_or(|text| subject.target.contains(text.as_str()))
+    let on = match rule.on {
+        FaultOn::Any => true,
+        FaultOn::Api => subject.target.starts_with("/api/"),
+        on => on == subject.on,
+    };
+    on && rule.path_contains.as_ref().is_none_or(|text| subject.target.contains(text.as_str()))
         && rule.method.as_ref().is_none_or(|method| method.eq_ignore_ascii_case(subject.method))
         && rule.grant_type.as_ref().is_none_or(|grant| subject.grant_type == Some(grant.as_str()))
 }
@@ -370,6 +490,7 @@ mod tests {
             json!({"kind": "status", "status": 503}),
             json!({"kind": "drop_before"}),
             json!({"kind": "drop_after"}),
+            json!({"kind": "drop_connection"}),
             json!({"kind": "html"}),
             json!({"kind": "accepted_202"}),
             json!({"kind": "unauthorized_401"}),
@@ -380,6 +501,17 @@ mod tests {
             json!({"kind": "cut_body"}),
             json!({"kind": "slow_drip"}),
             json!({"kind": "asleep"}),
+            json!({"kind": "answer_early"}),
+            json!({"kind": "continue_late"}),
+            json!({"kind": "slow_read"}),
+            json!({"kind": "informational"}),
+            json!({"kind": "trailers"}),
+            json!({"kind": "huge_header"}),
+            json!({"kind": "length_and_chunked"}),
+            json!({"kind": "two_answers"}),
+            json!({"kind": "bad_chunks", "flaw": "not_hex"}),
+            json!({"kind": "ghost_body"}),
+            json!({"kind": "raw", "text": ""}),
         ] {
             assert!(serde_json::from_value::<Fault>(kind.clone()).is_ok(), "{kind}");
         }

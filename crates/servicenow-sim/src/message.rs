@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde_json::json;
 use url::form_urlencoded;
 
+use crate::pattern::GeneratedFile;
+
 /// One request, its body read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SimRequest {
     pub(crate) method: Method,
     /// As sent: percent-encoded.
@@ -19,6 +21,8 @@ pub(crate) struct SimRequest {
     pub(crate) query: Option<String>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// Length of a body that was too long to hold; `body` is empty then.
+    pub(crate) unheld_bytes: Option<u64>,
 }
 
 impl SimRequest {
@@ -111,11 +115,13 @@ pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// After `body` so many bytes of the pattern, made while they are sent.
+    pub(crate) pattern: Option<GeneratedFile>,
 }
 
 impl Reply {
     pub(crate) fn new(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Bytes::new() }
+        Self { status, headers: HeaderMap::new(), body: Bytes::new(), pattern: None }
     }
 
     pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
@@ -213,6 +219,7 @@ mod tests {
             query: Some("a=b%20c&a=d".to_owned()),
             headers,
             body: Bytes::new(),
+            unheld_bytes: None,
         };
         assert_eq!(request.bearer(), Some("abc"));
         assert_eq!(request.basic(), None);

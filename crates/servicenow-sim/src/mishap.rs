@@ -1,14 +1,15 @@
 //! Scripted failures as replies: what is answered instead, what becomes of a good reply, how its body is sent.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use crate::api;
-use crate::body::SimBody;
+use crate::body::{Content, SimBody};
 use crate::clock::SimTime;
 use crate::faults::Fault;
 use crate::message::{Format, Reply};
@@ -24,6 +25,7 @@ pub(crate) fn name(fault: &Fault) -> &'static str {
         Fault::Status { .. } => "status",
         Fault::DropBefore => "drop_before",
         Fault::DropAfter => "drop_after",
+        Fault::DropConnection => "drop_connection",
         Fault::Html { .. } => "html",
         Fault::Accepted202 => "accepted_202",
         Fault::Unauthorized401 => "unauthorized_401",
@@ -34,6 +36,17 @@ pub(crate) fn name(fault: &Fault) -> &'static str {
         Fault::CutBody { .. } => "cut_body",
         Fault::SlowDrip { .. } => "slow_drip",
         Fault::Asleep => "asleep",
+        Fault::AnswerEarly { .. } => "answer_early",
+        Fault::ContinueLate { .. } => "continue_late",
+        Fault::SlowRead { .. } => "slow_read",
+        Fault::Informational { .. } => "informational",
+        Fault::Trailers { .. } => "trailers",
+        Fault::HugeHeader { .. } => "huge_header",
+        Fault::LengthAndChunked => "length_and_chunked",
+        Fault::TwoAnswers => "two_answers",
+        Fault::BadChunks { .. } => "bad_chunks",
+        Fault::GhostBody { .. } => "ghost_body",
+        Fault::Raw { .. } => "raw",
     }
 }
 
@@ -53,22 +66,48 @@ pub(crate) fn instead(fault: &Fault, is_token: bool, format: Format, now: SimTim
             Some(RateState { limit: 100, reset_at_s, exceeded: true }.refusal(format, *retry_after_s))
         }
         Fault::QueueFull429 => Some(Reply::new(StatusCode::TOO_MANY_REQUESTS)),
+        Fault::AnswerEarly { status, .. } => {
+            let detail = Some("Answered before the body was read");
+            Some(Reply::api_error(format, status_of(*status), "Answered early", detail))
+        }
+        Fault::Raw { after_effect: false, .. } => Some(Reply::new(StatusCode::OK)),
         Fault::DelayMs { .. }
         | Fault::Hold { .. }
         | Fault::Status { after_effect: true, .. }
         | Fault::DropBefore
         | Fault::DropAfter
+        | Fault::DropConnection
         | Fault::BrokenJson
         | Fault::Cancelled500
         | Fault::CutBody { .. }
-        | Fault::SlowDrip { .. } => None,
+        | Fault::SlowDrip { .. }
+        | Fault::ContinueLate { .. }
+        | Fault::SlowRead { .. }
+        | Fault::Informational { .. }
+        | Fault::Trailers { .. }
+        | Fault::HugeHeader { .. }
+        | Fault::LengthAndChunked
+        | Fault::TwoAnswers
+        | Fault::BadChunks { .. }
+        | Fault::GhostBody { .. }
+        | Fault::Raw { after_effect: true, .. } => None,
     }
 }
 
 /// Whether a request's effect happened and its answer does not show the tokens. Cut connections and bodies are
 /// noticed where they are cut.
 pub(crate) fn hides_tokens(fault: &Fault) -> bool {
-    matches!(fault, Fault::Status { after_effect: true, .. } | Fault::BrokenJson | Fault::Cancelled500)
+    matches!(
+        fault,
+        Fault::Status { after_effect: true, .. }
+            | Fault::BrokenJson
+            | Fault::Cancelled500
+            | Fault::LengthAndChunked
+            | Fault::TwoAnswers
+            | Fault::BadChunks { .. }
+            | Fault::GhostBody { .. }
+            | Fault::Raw { after_effect: true, .. }
+    )
 }
 
 /// What becomes of the reply of a request that took effect.
@@ -89,22 +128,36 @@ pub(crate) fn spoil(fault: &Fault, format: Format, mut reply: Reply) -> Reply {
             reply.status = StatusCode::OK;
             reply
         }
+        Fault::HugeHeader { bytes } => {
+            reply.with(HeaderName::from_static("x-sim-huge"), &"h".repeat((*bytes).min(HEADER_BYTES_MAX)))
+        }
         _ => reply,
     }
 }
 
 /// How the body is sent.
-pub(crate) fn body(fault: Option<&Fault>, content: Bytes) -> SimBody {
+pub(crate) fn body(fault: Option<&Fault>, reply: &Reply) -> SimBody {
+    let sized = reply.pattern.is_some_and(|file| file.sized);
+    let whole = SimBody::whole(Content::new(reply.body.clone(), reply.pattern), sized);
     match fault {
-        Some(Fault::CutBody { after_bytes }) => SimBody::cut(&content, *after_bytes),
+        Some(Fault::CutBody { after_bytes }) => whole.cut_after(*after_bytes),
         Some(Fault::SlowDrip { chunk_bytes, interval_ms }) => {
-            SimBody::drip(&content, *chunk_bytes, Duration::from_millis(*interval_ms))
+            whole.dripping(*chunk_bytes, Duration::from_millis(*interval_ms))
         }
-        Some(_) | None => SimBody::whole(content),
+        Some(Fault::Trailers { trailers }) => whole.with_trailers(header_map(trailers)),
+        Some(_) | None => whole,
     }
 }
 
-fn scripted(status: u16, body: &str, headers: &std::collections::BTreeMap<String, String>) -> Reply {
+fn header_map(fields: &BTreeMap<String, String>) -> HeaderMap {
+    let pairs = fields.iter().filter_map(|(name, value)| {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_str(value).ok()?))
+    });
+    pairs.collect()
+}
+
+fn scripted(status: u16, body: &str, headers: &BTreeMap<String, String>) -> Reply {
     let mut reply = Reply::new(status_of(status));
     if !headers.keys().any(|name| name.eq_ignore_ascii_case("content-type")) && !body.is_empty() {
         reply = reply.typed("application/json;charset=UTF-8", Bytes::new());
@@ -124,6 +177,7 @@ fn status_of(status: u16) -> StatusCode {
     known.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+const HEADER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const CANCELLED: &str = "Transaction cancelled: maximum execution time exceeded";
 const CANCELLED_DETAIL: &str = "Transaction cancelled: maximum execution time exceeded. Check logs for error trace or \
                                 enable glide.rest.debug property to verify REST request processing";
@@ -131,7 +185,6 @@ const CANCELLED_DETAIL: &str = "Transaction cancelled: maximum execution time ex
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderMap;
 
     #[test]
     fn broken_json_is_broken() {

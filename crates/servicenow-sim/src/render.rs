@@ -67,6 +67,9 @@ fn value(database: &Database, field: &Field, stored: &str, view: &View) -> Value
         FieldKind::Reference(target) if !stored.is_empty() && !view.exclude_reference_link => {
             Some(format!("{}/api/now/table/{target}/{stored}", view.origin))
         }
+        FieldKind::NameIn(target) if !stored.is_empty() && !view.exclude_reference_link => {
+            Some(format!("{}/api/now/table/{target}?name={stored}", view.origin))
+        }
         _ => None,
     };
     match (view.display_value, link) {

@@ -114,7 +114,8 @@ fn insert_with_defaults(database: &mut Database, table: &str, mut record: Record
     let _ = database.insert(table, record);
 }
 
-/// `sys_db_object` and `sys_dictionary` describe every table, themselves included.
+/// `sys_db_object` and `sys_dictionary` describe every table, themselves included. As on a real instance a field has
+/// its row under the table that brings it, not under those that inherit it, and each table has a row of its own.
 fn add_dictionary(database: &mut Database) {
     let mut rows = Vec::new();
     for table in database.tables() {
@@ -129,7 +130,11 @@ fn add_dictionary(database: &mut Database) {
                 ("super_class", parent.as_deref().unwrap_or_default()),
             ]),
         ));
-        rows.extend(schema.fields.iter().map(|field| ("sys_dictionary", dictionary_row(schema, field))));
+        let parent = schema.extends.as_ref().and_then(|parent| database.table(parent));
+        let is_own = |field: &&Field| parent.is_none_or(|parent| parent.field(&field.name).is_none());
+        rows.push(("sys_dictionary", collection_row(schema)));
+        let own = schema.fields.iter().filter(is_own);
+        rows.extend(own.map(|field| ("sys_dictionary", dictionary_row(schema, field))));
     }
     for (table, row) in rows {
         insert_with_defaults(database, table, row);
@@ -142,8 +147,9 @@ fn dictionary_row(schema: &TableSchema, field: &Field) -> Record {
         FieldKind::Integer | FieldKind::Choice(_) => ("integer", ""),
         FieldKind::Boolean => ("boolean", ""),
         FieldKind::DateTime => ("glide_date_time", ""),
-        FieldKind::Reference(target) => ("reference", target.as_str()),
+        FieldKind::Reference(target) | FieldKind::NameIn(target) => ("reference", target.as_str()),
     };
+    let internal_type = if field.name == "sys_id" { "GUID" } else { internal_type };
     record(&[
         ("sys_id", &sys_id_for(&format!("sys_dictionary:{}.{}", schema.name, field.name))),
         ("name", &schema.name),
@@ -151,6 +157,17 @@ fn dictionary_row(schema: &TableSchema, field: &Field) -> Record {
         ("column_label", &field.label),
         ("internal_type", internal_type),
         ("reference", reference),
+        ("active", "true"),
+        ("mandatory", "false"),
+    ])
+}
+
+fn collection_row(schema: &TableSchema) -> Record {
+    record(&[
+        ("sys_id", &sys_id_for(&format!("sys_dictionary:{}", schema.name))),
+        ("name", &schema.name),
+        ("column_label", &schema.label),
+        ("internal_type", "collection"),
         ("active", "true"),
         ("mandatory", "false"),
     ])

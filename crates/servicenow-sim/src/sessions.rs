@@ -121,9 +121,10 @@ impl SessionStore {
     }
 }
 
-/// Adds the cookies of an answer; answers how many. `Secure` is absent because the simulator speaks http, where it
-/// would hide the cookies from every well-behaved client, and with them the dangers they carry.
-pub(crate) fn set_cookies(headers: &mut HeaderMap, session_id: &str) -> usize {
+/// Adds the cookies of an answer; answers how many. Without TLS `Secure` is absent: it would hide the cookies
+/// from every well-behaved client, and with them the dangers they carry.
+pub(crate) fn set_cookies(headers: &mut HeaderMap, session_id: &str, secure: bool) -> usize {
+    let secure = if secure { "; Secure" } else { "" };
     let node = &session_id[..session_id.len().min(8)];
     let cookies = [
         format!("JSESSIONID={session_id}; Path=/; HttpOnly; SameSite=Lax"),
@@ -135,7 +136,7 @@ pub(crate) fn set_cookies(headers: &mut HeaderMap, session_id: &str) -> usize {
     ];
     let mut added = 0;
     for cookie in &cookies {
-        if let Ok(value) = HeaderValue::from_str(cookie) {
+        if let Ok(value) = HeaderValue::from_str(&format!("{cookie}{secure}")) {
             headers.append(SET_COOKIE, value);
             added += 1;
         }
@@ -198,7 +199,10 @@ mod tests {
     #[test]
     fn six_cookies() {
         let mut headers = HeaderMap::new();
-        assert_eq!(set_cookies(&mut headers, "ABC"), 6);
+        assert_eq!(set_cookies(&mut headers, "ABC", true), 6);
+        assert!(
+            headers.get_all(SET_COOKIE).iter().all(|value| value.to_str().unwrap().ends_with("; Secure"))
+        );
         assert_eq!(headers.get_all(SET_COOKIE).iter().count(), 6);
     }
 }

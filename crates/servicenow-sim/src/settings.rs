@@ -12,6 +12,8 @@ use crate::seed::SeedData;
 pub struct SimSettings {
     /// Port 0 means any free port.
     pub listen: SocketAddr,
+    /// Default: clear text.
+    pub tls: Option<SimTls>,
     pub behaviour: Behaviour,
     pub seed: SeedData,
     pub clients: Vec<ClientSettings>,
@@ -22,11 +24,32 @@ impl Default for SimSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            tls: None,
             behaviour: Behaviour::default(),
             seed: SeedData::demo(),
             clients: vec![ClientSettings::demo()],
             users: UserSettings::demo(),
         }
+    }
+}
+
+/// The instance's certificate. Everything is PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimTls {
+    /// The instance's certificate, then its intermediates.
+    pub certificate: String,
+    pub private_key: String,
+    /// Clients must show a certificate that one of these signed.
+    pub client_ca: Option<String>,
+    /// Offered in this order.
+    pub alpn: Vec<String>,
+}
+
+impl SimTls {
+    /// HTTP/2 and HTTP/1.1, no client certificates.
+    pub fn new(certificate: String, private_key: String) -> Self {
+        let alpn = ["h2", "http/1.1"].map(str::to_owned).into();
+        Self { certificate, private_key, client_ca: None, alpn }
     }
 }
 

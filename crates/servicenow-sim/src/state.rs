@@ -11,7 +11,7 @@ use crate::clock::SimTime;
 use crate::counters::Counters;
 use crate::faults::{FaultRule, FaultStatus};
 use crate::ledger::Ledger;
-use crate::request_log::RequestRecord;
+use crate::request_log::{MalformedRequest, RequestRecord};
 use crate::settings::{ClientSettings, UserSettings};
 use crate::tokens::{TokenFamily, TokenSelection, WhichTokens};
 use crate::world::World;
@@ -140,6 +140,11 @@ impl SimState {
     /// The latest requests, oldest first, as they reached the instance.
     pub fn last_requests(&self) -> Vec<RequestRecord> {
         self.shared.world().log.list()
+    }
+
+    /// The latest of what arrived and was not one well-formed request, oldest first.
+    pub fn malformed_requests(&self) -> Vec<MalformedRequest> {
+        self.shared.world().malformed.list()
     }
 
     pub fn clear_last_requests(&self) {

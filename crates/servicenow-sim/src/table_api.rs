@@ -1,8 +1,8 @@
-//! The Table API: list, read, create, change and delete records, and counts by the Aggregate API.
+//! The Table API: list, read, create, change and delete records.
 
 use http::header::{LINK, LOCATION};
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::api::{self, ApiCall};
 use crate::body_record;
@@ -46,40 +46,14 @@ pub(crate) fn on_record(world: &mut World, call: &ApiCall<'_>, table: &str, sys_
     }
 }
 
-/// `/api/now/stats/{table}`: `sysparm_count` with an optional `sysparm_query` and `sysparm_group_by`.
-pub(crate) fn stats(world: &World, call: &ApiCall<'_>, table: &str) -> Reply {
-    if !matches!(call.method, Method::GET | Method::HEAD) {
-        return api::method_not_supported(call);
-    }
-    if world.database.table(table).is_none() {
-        return invalid_table(call, table);
-    }
-    if is_denied(world, call, table) {
-        return denied(call);
-    }
-    let rows = selected(world, call, table);
-    let Some(path) = call.request.query_value("sysparm_group_by").filter(|path| !path.is_empty()) else {
-        let result = json!({"stats": {"count": rows.len().to_string()}});
-        return render::result(call.format, StatusCode::OK, &result);
-    };
-    let mut groups: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    for (store, record) in rows {
-        *groups.entry(world.database.value(store, record, &path).unwrap_or_default()).or_default() += 1;
-    }
-    let shown = groups.into_iter().map(|(value, count)| {
-        json!({"stats": {"count": count.to_string()}, "groupby_fields": [{"field": path, "value": value}]})
-    });
-    render::result(call.format, StatusCode::OK, &shown.collect::<Value>())
-}
-
 /// Parameters of a list.
-struct Page {
-    limit: usize,
-    offset: usize,
+pub(crate) struct Page {
+    pub(crate) limit: usize,
+    pub(crate) offset: usize,
 }
 
 impl Page {
-    fn of(call: &ApiCall<'_>) -> Self {
+    pub(crate) fn of(call: &ApiCall<'_>) -> Self {
         let number = |name: &str| call.request.query_value(name).and_then(|text| text.trim().parse().ok());
         Self {
             limit: number("sysparm_limit").unwrap_or(LIMIT_DEFAULT),
@@ -151,10 +125,37 @@ fn read(world: &World, call: &ApiCall<'_>, table: &str, sys_id: &str, status: St
 }
 
 fn create(world: &mut World, call: &ApiCall<'_>, table: &str) -> Reply {
-    let mut record = match written_record(world, call, table) {
+    let record = match written_record(world, call, table) {
         Ok(record) => record,
         Err(reply) => return *reply,
     };
+    match insert(world, call, table, record) {
+        Ok(sys_id) => {
+            let location = format!("{}/api/now/table/{table}/{sys_id}", world.public_origin());
+            read(world, call, table, &sys_id, StatusCode::CREATED).with(LOCATION, &location)
+        }
+        Err(refusal) => not_stored(call, table, refusal),
+    }
+}
+
+/// The answer of a write that was refused.
+pub(crate) fn not_stored(call: &ApiCall<'_>, table: &str, refusal: StoreRefusal) -> Reply {
+    match refusal {
+        StoreRefusal::NoSuchTable => invalid_table(call, table),
+        StoreRefusal::Duplicate => {
+            operation_failed(call, "Insert Aborted : Error during insert: duplicate key")
+        }
+        StoreRefusal::Full => operation_failed(call, "The simulator's memory is full"),
+    }
+}
+
+/// Stores a new record with defaults and system fields, and answers its `sys_id`.
+pub(crate) fn insert(
+    world: &mut World,
+    call: &ApiCall<'_>,
+    table: &str,
+    mut record: Record,
+) -> Result<String, StoreRefusal> {
     let sys_id = match record.get("sys_id") {
         Some(given) if is_sys_id(given) => given.clone(),
         Some(_) | None => secrets::random_hex32(),
@@ -173,42 +174,43 @@ fn create(world: &mut World, call: &ApiCall<'_>, table: &str) -> Reply {
     ] {
         record.insert(name.to_owned(), value);
     }
-    match world.database.insert(table, record) {
-        Ok(()) => {
-            if table == "sys_user" {
-                world.user_row_changed(&sys_id);
-            }
-            let location = format!("{}/api/now/table/{table}/{sys_id}", world.public_origin());
-            read(world, call, table, &sys_id, StatusCode::CREATED).with(LOCATION, &location)
-        }
-        Err(StoreRefusal::NoSuchTable) => invalid_table(call, table),
-        Err(StoreRefusal::Duplicate) => {
-            operation_failed(call, "Insert Aborted : Error during insert: duplicate key")
-        }
-        Err(StoreRefusal::Full) => operation_failed(call, "The simulator's memory is full"),
+    world.database.insert(table, record)?;
+    if table == "sys_user" {
+        world.user_row_changed(&sys_id);
     }
+    Ok(sys_id)
 }
 
 fn change(world: &mut World, call: &ApiCall<'_>, table: &str, sys_id: &str) -> Reply {
-    let mut changes = match written_record(world, call, table) {
+    let changes = match written_record(world, call, table) {
         Ok(changes) => changes,
         Err(reply) => return *reply,
     };
-    let Some((_, record)) = world.database.find(table, sys_id) else { return api::no_record(call) };
-    let count: u64 = record.get("sys_mod_count").and_then(|count| count.parse().ok()).unwrap_or_default();
-    changes.insert("sys_mod_count".to_owned(), count.saturating_add(1).to_string());
-    changes.insert("sys_updated_on".to_owned(), call.now.to_glide());
-    changes.insert("sys_updated_by".to_owned(), call.caller.user_name.clone());
-    match world.database.update(table, sys_id, changes) {
-        Ok(true) => {
-            if table == "sys_user" {
-                world.user_row_changed(sys_id);
-            }
-            read(world, call, table, sys_id, StatusCode::OK)
-        }
+    match update(world, call, table, sys_id, changes) {
+        Ok(true) => read(world, call, table, sys_id, StatusCode::OK),
         Ok(false) => api::no_record(call),
-        Err(_) => operation_failed(call, "The simulator's memory is full"),
+        Err(refusal) => not_stored(call, table, refusal),
     }
+}
+
+/// Changes a record and its system fields; `false` if there is no such record.
+pub(crate) fn update(
+    world: &mut World,
+    call: &ApiCall<'_>,
+    table: &str,
+    sys_id: &str,
+    mut written: Record,
+) -> Result<bool, StoreRefusal> {
+    let Some((_, record)) = world.database.find(table, sys_id) else { return Ok(false) };
+    let count: u64 = record.get("sys_mod_count").and_then(|count| count.parse().ok()).unwrap_or_default();
+    written.insert("sys_mod_count".to_owned(), count.saturating_add(1).to_string());
+    written.insert("sys_updated_on".to_owned(), call.now.to_glide());
+    written.insert("sys_updated_by".to_owned(), call.caller.user_name.clone());
+    let changed = world.database.update(table, sys_id, written)?;
+    if changed && table == "sys_user" {
+        world.user_row_changed(sys_id);
+    }
+    Ok(changed)
 }
 
 fn delete(world: &mut World, call: &ApiCall<'_>, table: &str, sys_id: &str) -> Reply {
@@ -223,7 +225,7 @@ fn delete(world: &mut World, call: &ApiCall<'_>, table: &str, sys_id: &str) -> R
 
 /// The record in the body of a write. With `sysparm_input_display_value=true`, a label of a choice stands for its
 /// value.
-fn written_record(world: &World, call: &ApiCall<'_>, table: &str) -> Result<Record, Box<Reply>> {
+pub(crate) fn written_record(world: &World, call: &ApiCall<'_>, table: &str) -> Result<Record, Box<Reply>> {
     api::check_write_headers(call)?;
     let parsed = body_record::parse(call.request.media_type().as_deref(), &call.request.body);
     let mut record = parsed.map_err(|detail| {
@@ -247,7 +249,8 @@ fn fill_defaults(database: &Database, table: &str, record: &mut Record) {
     }
 }
 
-fn selected<'w>(
+/// The records that `sysparm_query` and bare `field=value` parameters select.
+pub(crate) fn selected<'w>(
     world: &'w World,
     call: &ApiCall<'_>,
     table: &str,
@@ -263,7 +266,21 @@ fn selected<'w>(
     evaluate::select(&world.database, table, &query, call.caller.viewer(call.now), strict)
 }
 
-fn view(world: &World, call: &ApiCall<'_>) -> View {
+/// The records that an encoded query selects, whatever the parameters of the request say.
+pub(crate) fn selected_by<'w>(
+    world: &'w World,
+    call: &ApiCall<'_>,
+    table: &str,
+    query: &str,
+) -> Vec<(&'w crate::tables::Table, &'w Record)> {
+    let Some(table) = world.database.table(table) else { return Vec::new() };
+    let strict = world.behaviour.invalid_query_returns_no_rows;
+    let query = Query::parse(query);
+    evaluate::select(&world.database, table, &query, call.caller.viewer(call.now), strict)
+}
+
+/// How `sysparm_fields`, `sysparm_display_value` and their like ask for records to be shown.
+pub(crate) fn view(world: &World, call: &ApiCall<'_>) -> View {
     let fields = call.request.query_value("sysparm_fields").unwrap_or_default();
     let fields = fields.split(',').map(str::trim).filter(|field| !field.is_empty());
     View {
@@ -274,15 +291,16 @@ fn view(world: &World, call: &ApiCall<'_>) -> View {
     }
 }
 
-fn flag(call: &ApiCall<'_>, name: &str) -> bool {
+pub(crate) fn flag(call: &ApiCall<'_>, name: &str) -> bool {
     call.request.query_value(name).is_some_and(|value| value == "true")
 }
 
-fn is_denied(world: &World, call: &ApiCall<'_>, table: &str) -> bool {
+pub(crate) fn is_denied(world: &World, call: &ApiCall<'_>, table: &str) -> bool {
     world.behaviour.denies(&call.caller.user_name, table, call.method.as_str())
 }
 
-fn denied(call: &ApiCall<'_>) -> Reply {
+/// The 403 of an ACL.
+pub(crate) fn denied(call: &ApiCall<'_>) -> Reply {
     if matches!(call.method, Method::GET | Method::HEAD) {
         return Reply::api_error(
             call.format,
@@ -294,16 +312,16 @@ fn denied(call: &ApiCall<'_>) -> Reply {
     operation_failed(call, "ACL Exception: the operation failed due to security constraints")
 }
 
-fn operation_failed(call: &ApiCall<'_>, detail: &str) -> Reply {
+pub(crate) fn operation_failed(call: &ApiCall<'_>, detail: &str) -> Reply {
     Reply::api_error(call.format, StatusCode::FORBIDDEN, "Operation Failed", Some(detail))
 }
 
-fn invalid_table(call: &ApiCall<'_>, table: &str) -> Reply {
+pub(crate) fn invalid_table(call: &ApiCall<'_>, table: &str) -> Reply {
     let message = format!("Invalid table {table}");
     Reply::api_error(call.format, StatusCode::BAD_REQUEST, &message, None)
 }
 
-fn is_sys_id(text: &str) -> bool {
+pub(crate) fn is_sys_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -15,6 +15,8 @@ pub enum FieldKind {
     DateTime,
     /// A `sys_id` in this table.
     Reference(String),
+    /// The `name` of a record in this table: how the dictionary refers. Shown with a link, not walked.
+    NameIn(String),
     /// A stored value with a label each.
     Choice(Vec<(String, String)>),
 }
@@ -250,7 +252,11 @@ impl Database {
             FieldKind::Choice(choices) => {
                 choices.iter().find(|(stored, _)| stored == value).map_or(value, |(_, label)| label)
             }
-            FieldKind::String | FieldKind::Integer | FieldKind::Boolean | FieldKind::DateTime => value,
+            FieldKind::String
+            | FieldKind::Integer
+            | FieldKind::Boolean
+            | FieldKind::DateTime
+            | FieldKind::NameIn(_) => value,
         }
     }
 
@@ -270,7 +276,7 @@ fn weight(record: &Record) -> usize {
 /// References followed by one path.
 const DOT_WALKS_MAX: usize = 3;
 /// Records in one table; past it inserts are refused.
-const ROWS_MAX: usize = 100_000;
+const ROWS_MAX: usize = 1_000_000;
 /// Names and values of all records together; past it writes are refused.
 const VALUE_BYTES_MAX: usize = 256 * 1024 * 1024;
 

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::line::Line;
 use crate::state::Shared;
 
 /// What the task that carries a request out knows of its connection. All writes happen under the world's lock.
 pub(crate) struct Wire {
     shared: Arc<Shared>,
+    line: Arc<Line>,
     /// The exchange that the request is; 0 = none, or not known yet.
     exchange: AtomicU64,
     gone: AtomicBool,
 }
 
 impl Wire {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Arc<Self> {
+    pub(crate) fn new(shared: &Arc<Shared>, line: &Arc<Line>) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::clone(shared),
+            line: Arc::clone(line),
             exchange: AtomicU64::new(0),
             gone: AtomicBool::new(false),
         })
@@ -45,6 +48,7 @@ impl Wire {
             world.exchanges.end(seq, complete, now);
         }
         drop(world);
+        self.line.answered();
         self.shared.note_change();
     }
 }
@@ -69,6 +73,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         if let Some(wire) = self.0.take() {
+            wire.shared.world().counters.left_early += 1;
             wire.leave(false);
         }
     }

@@ -15,10 +15,11 @@ use crate::faults::FaultBook;
 use crate::ledger::{ExchangeBook, Ledger};
 use crate::mint::{TokenKey, TokenMinter};
 use crate::rate::RateRule;
-use crate::request_log::RequestLog;
+use crate::request_log::{MalformedLog, RequestLog};
 use crate::sessions::{Gate, SessionStore};
 use crate::settings::{ClientSettings, SimSettings, UserSettings};
 use crate::tables::Database;
+use crate::tiny_urls::TinyUrls;
 use crate::token_endpoint;
 use crate::tokens::TokenStore;
 
@@ -32,6 +33,7 @@ pub(crate) struct World {
     pub(crate) directory: Directory,
     pub(crate) database: Database,
     pub(crate) attachments: AttachmentStore,
+    pub(crate) tiny_urls: TinyUrls,
     pub(crate) codes: CodeStore,
     pub(crate) tokens: TokenStore,
     pub(crate) token_key: Arc<TokenKey>,
@@ -42,6 +44,8 @@ pub(crate) struct World {
     pub(crate) counters: Counters,
     pub(crate) exchanges: ExchangeBook,
     pub(crate) log: RequestLog,
+    pub(crate) malformed: MalformedLog,
+    last_connection: u64,
     node_gate: Option<NodeGate>,
 }
 
@@ -68,6 +72,7 @@ impl World {
             directory,
             database,
             attachments: AttachmentStore::default(),
+            tiny_urls: TinyUrls::default(),
             codes: CodeStore::default(),
             tokens: TokenStore::new(),
             token_key: Arc::new(TokenKey::generate()),
@@ -78,12 +83,21 @@ impl World {
             counters: Counters::default(),
             exchanges: ExchangeBook::default(),
             log: RequestLog::default(),
+            malformed: MalformedLog::default(),
+            last_connection: 0,
             node_gate: None,
         }
     }
 
     pub(crate) fn now(&self) -> SimTime {
         self.clock.now()
+    }
+
+    /// Counts a connection and answers its number: from 1, never reset.
+    pub(crate) fn accept_connection(&mut self) -> u64 {
+        self.counters.connections += 1;
+        self.last_connection += 1;
+        self.last_connection
     }
 
     pub(crate) fn ledger(&self) -> Ledger {

@@ -23,7 +23,7 @@ pub use integration::{
     TokenEndpointAuth,
 };
 pub use key::{CallerKey, IssuedCallerKey, KeyRequest, LiveSecret, RotateRequest};
-pub use policy::{ConnectionSelector, Policy, PolicyRequest, Rule, TableSet};
+pub use policy::{ConnectionSelector, Policy, PolicyRequest, RateLimit, RecordRule, Rule, TableSet};
 pub use problem::Problem;
 pub use secret::WireSecret;
 pub use status::{Check, ProbeReport, Status};

@@ -15,12 +15,12 @@ pub(super) fn policy_id(text: &str) -> PolicyId {
 }
 
 pub(super) fn policy() -> PolicySpec {
-    let rule = Rule {
-        connections: ConnectionSelector::All,
-        tables: TableSet::Named(BTreeSet::from(["incident".to_owned()])),
-        methods: MethodSet(BTreeSet::from(["GET".to_owned()])),
-    };
-    PolicySpec { description: String::new(), rules: vec![rule] }
+    let rule = Rule::new(
+        ConnectionSelector::All,
+        TableSet::Named(BTreeSet::from(["incident".to_owned()])),
+        MethodSet(BTreeSet::from(["GET".to_owned()])),
+    );
+    PolicySpec { description: String::new(), rules: vec![rule], rate: None, concurrency_max: None }
 }
 
 pub(super) fn key_spec(policies: &[&str]) -> KeySpec {

@@ -118,7 +118,7 @@ async fn tricks_in_the_path_reach_no_instance() {
     for (path, status, code) in [
         ("/", 400, "path_refused"),
         ("/login.do", 400, "path_refused"),
-        ("/oauth_token.do", 400, "path_refused"),
+        ("/oauth_token.do", 400, "request_malformed"),
         ("/api/now/table/../../../oauth_token.do", 400, "path_refused"),
         ("/api/now/table/%2e%2e/x", 400, "path_refused"),
         ("/api/now/table/incident;x=y", 400, "path_refused"),

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bearerd_proxy::{DoorError, ProxyDoor, ProxyMetrics, ProxySettings};
 use tokio::net::TcpStream;
 
-use crate::support::{Door, Instance, ok, soon};
+use crate::support::{Door, Instance, no_records, ok, soon};
 
 #[tokio::test]
 async fn a_drain_lets_calls_end_and_closes_what_is_idle() {
@@ -72,7 +72,7 @@ async fn several_workers_share_one_socket() {
     instance.serve(|_| ok("{}", ""));
     let settings = ProxySettings { listen: "127.0.0.1:0".into(), workers: 3, ..ProxySettings::default() };
     let listener = bearerd_net::Listener::bind(&settings.listen_settings(), &[]).unwrap();
-    let address = listener.local_addr();
+    let address = listener.address().tcp().unwrap();
     let metrics = ProxyMetrics::default();
     let wide = ProxyDoor::start(
         &settings,
@@ -81,6 +81,7 @@ async fn several_workers_share_one_socket() {
         Arc::clone(&door.tokens) as _,
         Arc::clone(&door.clock) as _,
         &metrics,
+        &no_records(),
     )
     .unwrap();
     for _ in 0..50 {
@@ -105,6 +106,7 @@ async fn settings_out_of_range_open_no_door() {
         Arc::clone(&door.tokens) as _,
         Arc::clone(&door.clock) as _,
         &ProxyMetrics::default(),
+        &no_records(),
     );
     assert!(matches!(opened, Err(DoorError::Settings(_))));
 }

@@ -1,7 +1,7 @@
 //! Bodies flow while they are made: nothing is gathered, limits hold while streaming, and whoever leaves stops it.
 
 use crate::support::{Door, Instance, ok, respond};
-use bearerd_proxy::ProxySettings;
+use bearerd_proxy::{FamilySettings, ProxySettings};
 
 /// The instance sends its second chunk only when the caller has the first.
 #[tokio::test]
@@ -72,7 +72,10 @@ async fn one_who_expects_a_continue_gets_it_when_the_instance_takes_the_body() {
 #[tokio::test]
 async fn a_body_that_states_too_great_a_length_is_refused_unsent() {
     let instance = Instance::listen().await;
-    let settings = ProxySettings { table_body_bytes_max: 2_000, ..ProxySettings::default() };
+    let settings = ProxySettings {
+        table: FamilySettings { body_bytes_max: 2_000, ..FamilySettings::TABLE },
+        ..ProxySettings::default()
+    };
     let door = Door::open_with(&instance, settings);
     let answer = door.once("POST /api/now/table/incident", "content-length: 2001\r\n").await;
     assert_eq!((answer.status, answer.code()), (413, "body_too_large"));
@@ -83,7 +86,10 @@ async fn a_body_that_states_too_great_a_length_is_refused_unsent() {
 #[tokio::test]
 async fn a_body_that_grows_too_great_is_cut_and_refused() {
     let mut instance = Instance::listen().await;
-    let settings = ProxySettings { table_body_bytes_max: 2_000, ..ProxySettings::default() };
+    let settings = ProxySettings {
+        table: FamilySettings { body_bytes_max: 2_000, ..FamilySettings::TABLE },
+        ..ProxySettings::default()
+    };
     let door = Door::open_with(&instance, settings);
     let mut caller = door.call().await;
     caller.send(door.head("POST /api/now/table/incident", "transfer-encoding: chunked\r\n")).await;
@@ -210,7 +216,7 @@ async fn whoever_stands_still_is_not_waited_for() {
         header_read_timeout_s: 1,
         keep_alive_s: 1,
         body_idle_timeout_s: 1,
-        first_byte_timeout_s: 2,
+        table: FamilySettings { first_byte_timeout_s: 2, ..FamilySettings::TABLE },
         ..ProxySettings::default()
     };
     let door = Door::open_with(&instance, settings);

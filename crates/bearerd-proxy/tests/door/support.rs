@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use bearerd_audit::{AccessLog, AccessSettings, SinkKind};
 use bearerd_crypto::RootSecret;
 use bearerd_model::{
     CallerKey, Clock, ConnectionId, ConnectionSelector, FakeClock, Generation, InstanceOrigin, IntegrationId,
@@ -187,12 +188,16 @@ pub(crate) struct Door {
     pub(crate) metrics: ProxyMetrics,
 }
 
+pub(crate) fn no_records() -> AccessLog {
+    AccessLog::start(&AccessSettings { sink: SinkKind::None, ..AccessSettings::default() }).unwrap()
+}
+
 pub(crate) fn rule(connections: ConnectionSelector, tables: &[&str], methods: &[&str]) -> Rule {
-    Rule {
+    Rule::new(
         connections,
-        tables: TableSet::Named(tables.iter().map(|name| (*name).to_owned()).collect()),
-        methods: MethodSet(methods.iter().map(|name| (*name).to_owned()).collect()),
-    }
+        TableSet::Named(tables.iter().map(|name| (*name).to_owned()).collect()),
+        MethodSet(methods.iter().map(|name| (*name).to_owned()).collect()),
+    )
 }
 
 pub(crate) fn ids(names: &[&str]) -> ConnectionSelector {
@@ -220,7 +225,15 @@ pub(crate) fn snapshot(key: &ApiKey, rules: Vec<Rule>, default_connection: Optio
         created_at: now,
         last_used_at: None,
     };
-    let policy = Policy { id: policy, description: String::new(), rules, created_at: now, updated_at: now };
+    let policy = Policy {
+        id: policy,
+        description: String::new(),
+        rules,
+        rate: None,
+        concurrency_max: None,
+        created_at: now,
+        updated_at: now,
+    };
     Snapshot::compile([record], [policy], hash)
 }
 
@@ -250,7 +263,7 @@ impl Door {
         let tokens = Arc::new(FakeTokens { state: Mutex::new(State { views, ..State::default() }) });
         let settings = ProxySettings { listen: "127.0.0.1:0".to_owned(), workers: 1, ..settings };
         let listener = Listener::bind(&settings.listen_settings(), &[]).unwrap();
-        let address = listener.local_addr();
+        let address = listener.address().tcp().unwrap();
         let metrics = ProxyMetrics::default();
         let running = ProxyDoor::start(
             &settings,
@@ -259,6 +272,7 @@ impl Door {
             Arc::clone(&tokens) as _,
             Arc::clone(&clock) as _,
             &metrics,
+            &no_records(),
         );
         Self { running: Some(running.unwrap()), address, key, tokens, clock, shared, metrics }
     }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     daemon::{Bound, Daemon},
-    hardening, init, logging,
+    hardening, inherited, init, logging,
     settings::Settings,
 };
 
@@ -124,13 +124,14 @@ fn init_files(args: &InitArgs) -> Result<()> {
 
 fn serve(args: &ServeArgs) -> Result<()> {
     let settings = Settings::read(args.config.as_deref())?;
+    let inherited = inherited::take()?;
     logging::start(&settings.process)?;
     hardening::apply();
     hardening::raise_descriptor_limit();
     block_on(async {
-        let bound = Bound::bind(&settings)?;
+        let bound = Bound::bind(&settings, inherited)?;
         let daemon = Daemon::start(&settings, bound).await?;
-        let at = daemon.addresses;
+        let at = &daemon.addresses;
         tracing::info!(proxy = %at.proxy, connect = %at.connect, admin = %at.admin, "serving");
         daemon.run().await
     })

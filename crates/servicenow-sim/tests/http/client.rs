@@ -92,7 +92,7 @@ fn parse(raw: &[u8]) -> Option<Answer> {
     Some(Answer { status, headers, body, complete })
 }
 
-fn dechunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
+pub(crate) fn dechunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     loop {
         let Some(line_end) = rest.windows(2).position(|window| window == b"\r\n") else {

@@ -91,7 +91,7 @@ async fn clients_users_and_clock() {
     assert_eq!(control(&sim, "POST", "clients", &json!({})).await.status, 400);
     assert_eq!(control(&sim, "POST", "clients", &json!({"client_idd": 1})).await.status, 400);
     assert_eq!(control(&sim, "GET", "nonsense", &Value::Null).await.status, 404);
-    assert_eq!(control(&sim, "GET", "", &Value::Null).await.json()["routes"].as_array().unwrap().len(), 22);
+    assert_eq!(control(&sim, "GET", "", &Value::Null).await.json()["routes"].as_array().unwrap().len(), 23);
 }
 
 #[tokio::test]

@@ -4,8 +4,11 @@
 
 mod client;
 mod control;
+mod families;
 mod faults;
 mod ledger;
 mod oauth;
 mod rest;
 mod table;
+mod tls;
+mod wire;

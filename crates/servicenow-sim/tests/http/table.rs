@@ -140,7 +140,7 @@ async fn errors_wear_the_envelope() {
         ("GET", "/api/now/table/problem", vec![auth], "", 403, "Insufficient rights to query records"),
         ("GET", "/api/now/table/incident/x", vec![auth], "", 404, no_record),
         ("GET", "/api/now/v1/table/incident?number=x", vec![auth], "", 404, no_record),
-        ("GET", "/api/now/v1/batch", vec![auth], "", 400, "Requested URI does not represent any resource"),
+        ("GET", "/api/now/v1/nonsense", vec![auth], "", 400, "Requested URI does not represent any resource"),
         (
             "GET",
             "/api/now/table/incident",

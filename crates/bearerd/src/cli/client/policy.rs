@@ -6,7 +6,7 @@ use std::{
 };
 
 use bearerd_admin::wire::{ConnectionSelector, Policy, PolicyRequest, Rule, TableSet};
-use bearerd_model::{ConnectionId, PolicyId};
+use bearerd_model::{ConnectionId, FamilyName, PolicyId};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -144,7 +144,7 @@ impl AddPolicy {
             Some(path) => input::json_file(path, "a list of rules")?,
             None => vec![self.rule()],
         };
-        Ok(PolicyRequest { description: self.description, rules })
+        Ok(PolicyRequest { description: self.description, rules, rate: None, concurrency_max: None })
     }
 
     fn rule(&self) -> Rule {
@@ -161,7 +161,15 @@ impl AddPolicy {
         } else {
             TableSet::Named(self.tables.tables.iter().cloned().collect())
         };
-        Rule { connections, tables, methods: self.methods.iter().cloned().collect() }
+        Rule {
+            connections,
+            families: BTreeSet::from([FamilyName::table()]),
+            tables,
+            methods: self.methods.iter().cloned().collect(),
+            networks: Vec::new(),
+            expires_at: None,
+            records: None,
+        }
     }
 }
 

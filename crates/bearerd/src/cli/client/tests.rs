@@ -65,9 +65,9 @@ async fn daemon() -> Daemon {
     let keys = AdminKeys::parse(&AdminKeys::setting_for(&key)).unwrap();
     let draining = CancellationToken::new();
     let parts = AdminParts { control: Arc::new(control), keys, registry, draining };
-    let listen = ListenSettings { address: "127.0.0.1:0".to_owned(), tls: None };
+    let listen = ListenSettings::at("127.0.0.1:0");
     let listener = Listener::bind(&listen, &[]).unwrap();
-    let (address, stop) = (listener.local_addr(), CancellationToken::new());
+    let (address, stop) = (listener.address().tcp().unwrap(), CancellationToken::new());
     tokio::spawn(AdminDoor::new(&AdminSettings::default(), parts).serve(listener, stop.clone()));
     let files = tempfile::tempdir().unwrap();
     std::fs::write(files.path().join("client-secret"), "canary-client-secret\n").unwrap();

@@ -1,0 +1,366 @@
+//! Sockets of the doors: TCP or unix, bound here or handed over by the init system.
+
+use std::{
+    fmt, fs, io,
+    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::{listen::ListenError, stream::delegate_io};
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
+const BACKLOG: i32 = 4096;
+
+/// An accepted connection, before any handshake.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The other end of an accepted socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// An IPv4 address that came to an IPv6 socket is an IPv4 address here.
+    Tcp(SocketAddr),
+    /// A process of this machine, which the socket file's mode let in.
+    Unix,
+}
+
+impl PeerAddress {
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for PeerAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("a unix socket"),
+        }
+    }
+}
+
+/// Where a door listens, once it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BoundAddress {
+    /// With the port that the system chose where 0 was asked for.
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl BoundAddress {
+    /// `None` for a unix socket.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for BoundAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who may connect to a unix socket, as the mode of its file: `0660`. A peer needs the right to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SocketMode(u32);
+
+impl Default for SocketMode {
+    /// 0660: owner and group.
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(format!("{text:?} is not a file mode; write three octal digits, such as 0660")),
+        }
+    }
+}
+
+impl TryFrom<String> for SocketMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// What an operator writes under `listen`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ListenAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    /// A socket that the init system passed; `None`: the only one.
+    Inherited(Option<String>),
+}
+
+impl FromStr for ListenAddress {
+    type Err = ListenError;
+
+    fn from_str(text: &str) -> Result<Self, ListenError> {
+        let malformed = || ListenError::AddressMalformed { address: text.to_owned() };
+        let trimmed = text.trim();
+        if let Some(path) = trimmed.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(malformed()) };
+        }
+        match trimmed.strip_prefix("inherited") {
+            Some("") => Ok(Self::Inherited(None)),
+            Some(rest) => match rest.strip_prefix(':').filter(|name| !name.is_empty()) {
+                Some(name) => Ok(Self::Inherited(Some(name.to_owned()))),
+                None => Err(malformed()),
+            },
+            None => trimmed.parse().map(Self::Tcp).map_err(|_| malformed()),
+        }
+    }
+}
+
+/// Listening sockets that the init system passed to this process (`sd_listen_fds(3)`), by name. The doors take theirs.
+#[derive(Debug, Default)]
+pub struct InheritedSockets(Vec<(String, RawSocket)>);
+
+impl InheritedSockets {
+    /// No socket was passed.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds a socket; whether it listens is looked at when a door takes it.
+    pub fn add(&mut self, name: String, socket: impl Into<OwnedFd>) {
+        self.0.push((name, RawSocket::from(socket.into())));
+    }
+
+    /// The names of those that no door has taken.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Takes the one named `name`, or the only one.
+    fn take(&mut self, name: Option<&str>) -> Result<RawSocket, ListenError> {
+        let mut fitting =
+            self.0.iter().enumerate().filter(|(_, (held, _))| name.is_none_or(|name| name == held));
+        let fault = match (fitting.next(), fitting.next()) {
+            (Some((at, _)), None) => return Ok(self.0.swap_remove(at).1),
+            (None, _) => "was not passed to this process",
+            (Some(_), Some(_)) => "was passed more than once",
+        };
+        Err(ListenError::Inherited { name: name.map(str::to_owned), fault })
+    }
+}
+
+/// A bound socket that listens, on no runtime yet.
+pub(crate) struct Listening {
+    pub(crate) address: BoundAddress,
+    kind: ListeningKind,
+    /// Shared by the clones; the last one removes the file.
+    file: Option<Arc<SocketFile>>,
+}
+
+enum ListeningKind {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener),
+}
+
+impl Listening {
+    pub(crate) fn open(
+        at: &ListenAddress,
+        mode: SocketMode,
+        inherited: &mut InheritedSockets,
+    ) -> Result<Self, ListenError> {
+        match at {
+            ListenAddress::Tcp(address) => Self::tcp(*address).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => ListenError::AddressInUse { address: address.to_string() },
+                _ => ListenError::Bind { address: *address, source },
+            }),
+            ListenAddress::Unix(path) => Self::unix(path, mode),
+            ListenAddress::Inherited(name) => {
+                let socket = inherited.take(name.as_deref())?;
+                let unusable = |fault| ListenError::Inherited { name: name.clone(), fault };
+                if !socket.is_listener().unwrap_or(false) {
+                    return Err(unusable("is not a listening socket"));
+                }
+                Self::of(socket, None).map_err(|_| unusable("is neither a TCP nor a unix socket"))
+            }
+        }
+    }
+
+    /// `SO_REUSEADDR` lets a restart bind while old connections linger in TIME-WAIT; it does not share a port in use.
+    fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Self::of(socket, None)
+    }
+
+    /// The file has its mode before anybody can connect: up to `listen` a connection is refused.
+    fn unix(path: &Path, mode: SocketMode) -> Result<Self, ListenError> {
+        remove_stale(path)?;
+        let bound = || -> io::Result<Self> {
+            let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(path)?)?;
+            let file = SocketFile::of(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(mode.0))?;
+            socket.listen(BACKLOG)?;
+            Self::of(socket, Some(Arc::new(file)))
+        };
+        bound().map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => in_use(path),
+            _ => ListenError::SocketFile { path: path.to_owned(), source },
+        })
+    }
+
+    fn of(socket: RawSocket, file: Option<Arc<SocketFile>>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
+        if let Some(address) = local.as_socket() {
+            let (address, kind) = (BoundAddress::Tcp(address), ListeningKind::Tcp(socket.into()));
+            return Ok(Self { address, kind, file });
+        }
+        if !local.is_unix() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let abstract_name = || local.as_abstract_namespace().map(|name| format!("@{}", name.escape_ascii()));
+        let path = local.as_pathname().map(Path::to_owned).or_else(|| abstract_name().map(PathBuf::from));
+        let address = BoundAddress::Unix(path.unwrap_or_default());
+        Ok(Self { address, kind: ListeningKind::Unix(socket.into()), file })
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        let kind = match &self.kind {
+            ListeningKind::Tcp(listener) => ListeningKind::Tcp(listener.try_clone()?),
+            ListeningKind::Unix(listener) => ListeningKind::Unix(listener.try_clone()?),
+        };
+        Ok(Self { address: self.address.clone(), kind, file: self.file.clone() })
+    }
+
+    pub(crate) fn register(self) -> io::Result<Accepting> {
+        let kind = match self.kind {
+            ListeningKind::Tcp(listener) => AcceptingKind::Tcp(TcpListener::from_std(listener)?),
+            ListeningKind::Unix(listener) => AcceptingKind::Unix(UnixListener::from_std(listener)?),
+        };
+        Ok(Accepting { address: self.address, kind, _file: self.file })
+    }
+}
+
+/// [`Listening`], on one runtime.
+pub(crate) struct Accepting {
+    pub(crate) address: BoundAddress,
+    kind: AcceptingKind,
+    _file: Option<Arc<SocketFile>>,
+}
+
+enum AcceptingKind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Accepting {
+    /// Cancel safe.
+    pub(crate) async fn accept(&self) -> io::Result<(Socket, PeerAddress)> {
+        match &self.kind {
+            AcceptingKind::Tcp(listener) => {
+                let (tcp, peer) = listener.accept().await?;
+                if let Err(error) = tcp.set_nodelay(true) {
+                    tracing::debug!(%peer, %error, "TCP_NODELAY refused: the peer is gone");
+                }
+                Ok((Socket::Tcp(tcp), peer.into()))
+            }
+            AcceptingKind::Unix(listener) => {
+                let (unix, _unnamed) = listener.accept().await?;
+                Ok((Socket::Unix(unix), PeerAddress::Unix))
+            }
+        }
+    }
+}
+
+/// The file of a unix socket that was bound here. Removed with the last clone, unless another file has its name by then.
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
+        }
+    }
+}
+
+/// Makes room for a socket file: one that a dead process left is removed; a live one, or another kind of file, is not.
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let unusable = |source| ListenError::SocketFile { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unusable(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ListenError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match StdUnixStream::connect(path) {
+        // Nobody listens on it any more.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(unusable)
+        }
+        // It was removed just now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Its queue may be full, or we may not ask: somebody is there.
+        Ok(_) | Err(_) => Err(in_use(path)),
+    }
+}
+
+fn in_use(path: &Path) -> ListenError {
+    ListenError::AddressInUse { address: format!("unix:{}", path.display()) }
+}
+
+delegate_io!(Socket { Tcp, Unix });

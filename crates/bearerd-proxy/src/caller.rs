@@ -1,0 +1,379 @@
+//! One connection of a caller: what has come over it, its own limits, and the stream that is read along. Everything here
+//! belongs to one worker.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    io,
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use bearerd_net::{CallerRule, ForwardedFault, Peer, ServerStream};
+use http::HeaderMap;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    task::spawn_local,
+};
+
+use crate::{
+    coarse::Coarse,
+    error::Fault,
+    frames::{self, FrameGuard},
+    settings::Limits,
+    wire::{Scanner, WireFault},
+};
+
+/// What a worker knows of one connection.
+#[derive(Debug)]
+pub(crate) struct CallerConnection {
+    /// Both ends that matter, once the connection has begun.
+    peer: Cell<Option<Peer>>,
+    watch: RefCell<Watch>,
+    waker: RefCell<Option<Waker>>,
+    /// Calls whose answer has not ended.
+    calls: Cell<u32>,
+    /// Calls begun: what [`Scanner`] counts as well.
+    begun: Cell<u64>,
+    /// When the number of calls under way, or a byte from the caller, last changed anything.
+    active_at: Cell<u64>,
+    /// A request's head has begun and not ended.
+    head_since: Cell<Option<u64>>,
+    /// The caller takes no bytes.
+    blocked_since: Cell<Option<u64>>,
+    /// Of an HTTP/2 connection: a task for each call.
+    streams: Streams,
+}
+
+/// Who reads along.
+#[derive(Debug)]
+enum Watch {
+    Http1(Scanner),
+    Http2(FrameGuard),
+}
+
+/// The calls of an HTTP/2 connection, each of which hyper runs as a task of its own.
+#[derive(Debug, Default)]
+struct Streams {
+    next: Cell<u64>,
+    /// To be woken for their limits.
+    wakers: RefCell<HashMap<u64, Waker>>,
+    /// When an answer was last asked for more: a caller that takes nothing stops that.
+    asked_at: RefCell<HashMap<u64, u64>>,
+}
+
+impl CallerConnection {
+    pub(crate) fn new(now: u64) -> Self {
+        Self {
+            peer: Cell::new(None),
+            watch: RefCell::new(Watch::Http1(Scanner::default())),
+            waker: RefCell::new(None),
+            calls: Cell::new(0),
+            begun: Cell::new(0),
+            active_at: Cell::new(now),
+            // A connection that says nothing is as slow as one that says half a head.
+            head_since: Cell::new(Some(now)),
+            blocked_since: Cell::new(None),
+            streams: Streams::default(),
+        }
+    }
+
+    pub(crate) fn comes_from(&self, peer: Peer) {
+        self.peer.set(Some(peer));
+    }
+
+    /// The caller's address, as far as it is known and believed.
+    ///
+    /// # Errors
+    /// A trusted proxy is to say who calls, and does not.
+    pub(crate) fn source(&self, rule: &CallerRule, headers: &HeaderMap) -> Result<Option<IpAddr>, Fault> {
+        let Some(peer) = self.peer.get() else { return Ok(None) };
+        rule.caller_of(&peer, headers).map_err(|fault| Fault::malformed(match fault {
+            ForwardedFault::Missing => "The proxy before bearerd sent no Forwarded header.",
+            ForwardedFault::Malformed => "The Forwarded header is malformed.",
+            ForwardedFault::Hidden => "The Forwarded header hides the caller's address.",
+        }))
+    }
+
+    /// From here on the caller's bytes are HTTP/2.
+    pub(crate) fn is_http2(&self) {
+        *self.watch.borrow_mut() = Watch::Http2(FrameGuard::default());
+    }
+
+    /// A call has begun; gives what is wrong with it on the wire.
+    pub(crate) fn call_begins(&self, now: u64) -> Option<WireFault> {
+        let index = self.begun.get();
+        self.begun.set(index + 1);
+        self.calls.set(self.calls.get() + 1);
+        self.active_at.set(now);
+        match &*self.watch.borrow() {
+            Watch::Http1(scanner) => scanner.fault().filter(|(at, _)| *at <= index).map(|(_, fault)| fault),
+            Watch::Http2(_) => None,
+        }
+    }
+
+    /// Bytes of its answer that went out: of one more call.
+    pub(crate) fn call_ends(&self, now: u64, answer_bytes: u64) {
+        self.calls.set(self.calls.get().saturating_sub(1));
+        self.active_at.set(now);
+        match &mut *self.watch.borrow_mut() {
+            // A next head that began to arrive meanwhile has waited for us, not we for it.
+            Watch::Http1(scanner) => self.head_since.set(scanner.is_in_head().then_some(now)),
+            Watch::Http2(guard) => {
+                let bytes = u32::try_from(answer_bytes / frames::ANSWER_BYTES_PER_FRAME).unwrap_or(u32::MAX);
+                guard.earn(frames::FRAMES_PER_CALL.saturating_add(bytes));
+            }
+        }
+    }
+
+    /// Notes the bytes of an answer under way.
+    pub(crate) fn answers(&self, bytes: usize) {
+        if let Watch::Http2(guard) = &mut *self.watch.borrow_mut() {
+            // Rounded up: an answer in small pieces makes its caller answer in small frames.
+            guard.earn(u32::try_from(bytes as u64 / frames::ANSWER_BYTES_PER_FRAME).unwrap_or(u32::MAX) + 1);
+        }
+    }
+
+    fn read(&self, bytes: &[u8], now: u64) {
+        self.active_at.set(now);
+        match &mut *self.watch.borrow_mut() {
+            Watch::Http1(scanner) => {
+                scanner.feed(bytes);
+                let in_head = scanner.is_in_head();
+                self.head_since.set(in_head.then(|| self.head_since.get().unwrap_or(now)));
+            }
+            Watch::Http2(guard) => {
+                guard.feed(bytes);
+                self.head_since.set(None);
+            }
+        }
+    }
+
+    /// Past a limit of its own: it is closed without an answer, which no one waits for.
+    pub(crate) fn is_over(&self, now: &Coarse, limits: &Limits) -> bool {
+        let past = |since: Option<u64>, limit_ms| since.is_some_and(|since| now.is_past(since, limit_ms));
+        let between_calls = self.calls.get() == 0;
+        self.floods()
+            || past(self.blocked_since.get(), limits.body_idle_ms)
+            || (between_calls && past(self.head_since.get(), limits.header_read_ms))
+            || (between_calls && now.is_past(self.active_at.get(), limits.keep_alive_ms))
+            || self.streams.asked_at.borrow().values().any(|at| now.is_past(*at, limits.body_idle_ms))
+    }
+
+    /// The caller sends what moves nothing forward, and too much of it.
+    pub(crate) fn floods(&self) -> bool {
+        matches!(&*self.watch.borrow(), Watch::Http2(guard) if guard.is_exhausted())
+    }
+
+    /// A few times a second. Wakes the connection if it is over, or if it has a call that has been under way for a while
+    /// and may have limits of its own.
+    pub(crate) fn tick(&self, now: &Coarse, limits: &Limits) {
+        let calls = self.calls.get() > 0;
+        self.streams.wakers.borrow().values().for_each(Waker::wake_by_ref);
+        if (calls && now.is_past(self.active_at.get(), LOOKED_AT_AFTER_MS)) || self.is_over(now, limits) {
+            self.wake();
+        }
+    }
+
+    /// Once a second.
+    pub(crate) fn tick_second(&self) {
+        if let Watch::Http2(guard) = &mut *self.watch.borrow_mut() {
+            guard.earn(if guard.is_exhausted() { 0 } else { frames::FRAMES_PER_SECOND });
+        }
+    }
+
+    pub(crate) fn remember(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// An answer that streams over HTTP/2, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    caller: Rc<CallerConnection>,
+    number: u64,
+}
+
+impl Taken {
+    /// `None` over HTTP/1, where a caller that takes nothing shows in the socket.
+    pub(crate) fn new(caller: &Rc<CallerConnection>, now: u64) -> Option<Self> {
+        matches!(&*caller.watch.borrow(), Watch::Http2(_)).then(|| {
+            let number = caller.streams.take_number();
+            caller.streams.asked_at.borrow_mut().insert(number, now);
+            Self { caller: Rc::clone(caller), number }
+        })
+    }
+
+    /// The caller has room for more of the answer.
+    pub(crate) fn asked(&self, now: u64) {
+        self.caller.streams.asked_at.borrow_mut().insert(self.number, now);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.caller.streams.asked_at.borrow_mut().remove(&self.number);
+    }
+}
+
+impl Streams {
+    fn take_number(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+}
+
+/// Runs the calls of an HTTP/2 connection on the worker's own thread.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamExecutor(pub(crate) Rc<CallerConnection>);
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, call: F) {
+        let number = self.0.streams.take_number();
+        spawn_local(Ticking { call: Box::pin(call), caller: Rc::clone(&self.0), number });
+    }
+}
+
+/// A call that is woken for its limits.
+struct Ticking<F> {
+    call: Pin<Box<F>>,
+    caller: Rc<CallerConnection>,
+    number: u64,
+}
+
+impl<F: Future> Future for Ticking<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let outcome = self.call.as_mut().poll(cx);
+        if outcome.is_pending() {
+            self.caller.streams.wakers.borrow_mut().insert(self.number, cx.waker().clone());
+        }
+        outcome
+    }
+}
+
+impl<F> Drop for Ticking<F> {
+    fn drop(&mut self) {
+        self.caller.streams.wakers.borrow_mut().remove(&self.number);
+    }
+}
+
+/// A caller's stream, read along.
+pub(crate) struct Observed {
+    stream: ServerStream,
+    caller: Rc<CallerConnection>,
+    now: Coarse,
+    /// The connection's first bytes, read to tell its protocol: up to the length of HTTP/2's preface.
+    first: [u8; PREFACE.len()],
+    first_len: usize,
+    /// How much of them has been passed on.
+    first_at: usize,
+}
+
+impl Observed {
+    pub(crate) fn new(stream: ServerStream, caller: Rc<CallerConnection>, now: Coarse) -> Self {
+        Self { stream, caller, now, first: [0; PREFACE.len()], first_len: 0, first_at: 0 }
+    }
+
+    /// Whether the caller speaks HTTP/2: as agreed in the TLS handshake, or with prior knowledge (RFC 9113 §3.3). Waits
+    /// for as many bytes as it takes; bound it.
+    pub(crate) async fn is_http2(&mut self) -> io::Result<bool> {
+        match self.stream.alpn() {
+            Some(protocol) => return Ok(protocol == b"h2"),
+            // Over TLS, HTTP/2 is agreed on or not spoken.
+            None if matches!(self.stream, ServerStream::Tls(_)) => return Ok(false),
+            None => {}
+        }
+        while self.first_len < PREFACE.len() {
+            let read = self.stream.read(&mut self.first[self.first_len..]).await?;
+            self.first_len += read;
+            if read == 0 || self.first[..self.first_len] != PREFACE[..self.first_len] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let since = self.caller.blocked_since.get();
+        match (&outcome, since) {
+            (Poll::Pending, None) => self.caller.blocked_since.set(Some(self.now.now())),
+            (Poll::Ready(_), Some(_)) => self.caller.blocked_since.set(None),
+            _ => {}
+        }
+        outcome
+    }
+}
+
+impl AsyncRead for Observed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let outcome = if self.first_at < self.first_len {
+            let end = self.first_len.min(self.first_at + buffer.remaining());
+            buffer.put_slice(&self.first[self.first_at..end]);
+            self.first_at = end;
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut self.stream).poll_read(cx, buffer)
+        };
+        if outcome.is_ready() {
+            self.caller.read(&buffer.filled()[before..], self.now.now());
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Observed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.written(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// How an HTTP/2 connection begins (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A call younger than this has run into no limit yet: the shortest is a second.
+const LOOKED_AT_AFTER_MS: u64 = 500;

@@ -1,0 +1,213 @@
+//! One call, from the first look at its head to the last byte of its answer: it is counted once and recorded once,
+//! however it ends. Whatever is held for the call (its share of the key's limits, its place at the instance) is given
+//! back then.
+
+use std::{fmt, rc::Rc, time::Instant};
+
+use bearerd_audit::{AccessRecord, HttpVersion, Text};
+use bearerd_model::Generation;
+use bearerd_policy::{InFlight, Method};
+use http::{StatusCode, Version, request};
+
+use crate::{
+    answer_head,
+    body::CallerBody,
+    caller::{CallerConnection, Taken},
+    error::Fault,
+    metrics::Origin,
+    places::Place,
+    request_id::RequestId,
+    route::Route,
+    upstream::AnswerHead,
+    worker::Worker,
+};
+
+/// A call whose answer has not ended. Dropping it ends the call.
+pub(crate) struct UnderWay(Box<Call>);
+
+struct Call {
+    worker: Rc<Worker>,
+    caller: Rc<CallerConnection>,
+    begun: Instant,
+    /// On the coarse clock.
+    begun_at: u64,
+    /// From then on the call is over its family's limit.
+    total_max_ms: u64,
+    method: Option<Method>,
+    origin: Option<Origin>,
+    /// The answer has gone out whole.
+    whole: bool,
+    record: AccessRecord,
+    /// Its share of the limits of the policy that opened it.
+    in_flight: Option<InFlight>,
+    place: Option<Place>,
+    body: Option<CallerBody>,
+    taken: Option<Taken>,
+}
+
+impl UnderWay {
+    pub(crate) fn begin(
+        worker: &Rc<Worker>,
+        caller: Rc<CallerConnection>,
+        sent: &request::Parts,
+        request_id: &RequestId,
+    ) -> Self {
+        worker.shard.in_flight.add_one();
+        let record = AccessRecord {
+            started_at: worker.clock.now(),
+            request_id: Text::new(request_id.as_str()),
+            method: Text::new(sent.method.as_str()),
+            http: match sent.version {
+                Version::HTTP_2 => HttpVersion::Http2,
+                Version::HTTP_10 => HttpVersion::Http10,
+                _ => HttpVersion::Http11,
+            },
+            ..AccessRecord::default()
+        };
+        Self(Box::new(Call {
+            begun: Instant::now(),
+            begun_at: worker.now.now(),
+            total_max_ms: u64::MAX,
+            method: Method::parse(sent.method.as_str()),
+            origin: None,
+            whole: false,
+            record,
+            in_flight: None,
+            place: None,
+            body: None,
+            taken: None,
+            worker: Rc::clone(worker),
+            caller,
+        }))
+    }
+
+    pub(crate) fn caller(&self) -> &Rc<CallerConnection> {
+        &self.0.caller
+    }
+
+    /// What is said of the call, for who decides about it.
+    pub(crate) fn record(&mut self) -> &mut AccessRecord {
+        &mut self.0.record
+    }
+
+    pub(crate) fn routed(&mut self, route: &Route<'_>, total_max_ms: u64) {
+        let call = &mut *self.0;
+        call.total_max_ms = total_max_ms;
+        call.record.family = Text::new(&route.family.name());
+        call.record.table = Text::new(route.table.unwrap_or_default());
+    }
+
+    /// Policy has let the call through.
+    pub(crate) fn decided(&mut self) {
+        self.0.record.decided_us = Some(self.elapsed_us());
+    }
+
+    /// Until the call ends, its key has one call more under way. Counted once, however often the call is judged.
+    pub(crate) fn in_flight(&mut self) -> &mut Option<InFlight> {
+        &mut self.0.in_flight
+    }
+
+    pub(crate) fn place(&mut self) -> &mut Option<Place> {
+        &mut self.0.place
+    }
+
+    pub(crate) fn carries(&mut self, body: CallerBody) {
+        self.0.body = Some(body);
+    }
+
+    /// The call is sent once more, with a newer token.
+    pub(crate) fn replayed(&mut self, generation: Generation) {
+        self.0.record.replayed = true;
+        self.0.record.generation = Some(generation.0);
+    }
+
+    /// The instance's answer begins.
+    pub(crate) fn answered(&mut self, head: &AnswerHead) {
+        let first_byte_us = self.elapsed_us();
+        let call = &mut *self.0;
+        call.record.first_byte_us = Some(first_byte_us);
+        call.record.status = head.status.as_u16();
+        call.record.instance_verdict = answer_head::verdict(head).map(|verdict| {
+            call.worker.shard.refused(verdict);
+            verdict.name()
+        });
+        if let Some(id) = head.headers.get("x-transaction-id") {
+            call.record.transaction_id = Text::from_bytes(id.as_bytes());
+        }
+        call.origin = Some(Origin::Instance);
+    }
+
+    /// The answer is about to stream.
+    pub(crate) fn streams(&mut self) {
+        let call = &mut *self.0;
+        call.taken = Taken::new(&call.caller, call.worker.now.now());
+    }
+
+    /// The caller has room for more of the answer.
+    pub(crate) fn asked(&self) {
+        if let Some(taken) = &self.0.taken {
+            taken.asked(self.0.worker.now.now());
+        }
+    }
+
+    /// So much of the answer was handed on.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.0.record.bytes_out += bytes as u64;
+        if self.0.taken.is_some() {
+            self.0.caller.answers(bytes);
+        }
+    }
+
+    /// The answer was handed on to its end.
+    pub(crate) fn ended(&mut self) {
+        self.0.whole = true;
+    }
+
+    /// bearerd itself answers, with so many bytes.
+    pub(crate) fn failed(mut self, fault: &Fault, bytes: usize) {
+        let call = &mut *self.0;
+        call.worker.shard.failed(fault.code);
+        call.record.error = Some(fault.code.name());
+        self.answers_itself(fault.code.status(), bytes);
+    }
+
+    /// As [`Self::failed`], where that is no fault.
+    pub(crate) fn answers_itself(mut self, status: StatusCode, bytes: usize) {
+        let call = &mut *self.0;
+        call.record.status = status.as_u16();
+        call.record.bytes_out = bytes as u64;
+        call.origin = Some(Origin::Bearerd);
+        call.whole = true;
+    }
+
+    /// The call has taken longer than its family may.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.worker.now.is_past(self.0.begun_at, self.0.total_max_ms)
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.0.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let total_us = self.elapsed_us();
+        let call = &mut *self.0;
+        let mut record = std::mem::take(&mut call.record);
+        record.total_us = total_us;
+        record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
+        record.caller_left = !call.whole;
+        call.caller.call_ends(call.worker.now.now(), record.bytes_out);
+        call.worker.shard.in_flight.take_one();
+        let status = StatusCode::from_u16(record.status).ok();
+        call.worker.shard.ended(call.method, status, call.origin);
+        call.worker.access.borrow_mut().record(record);
+    }
+}
+
+impl fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnderWay").field("record", &self.0.record).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,370 @@
+//! One HTTP/1.1 connection to an instance, and one request on it: sends head and body, reads the answer's head, then its
+//! body, all in the task of the call that it is for. While idle it belongs to no task at all.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bearerd_net::Stream;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use crate::{
+    body::UpstreamBody,
+    upstream::{
+        answer::{self, Framing, HeadFault, Parsed},
+        chunked::{ChunkFault, Chunked},
+    },
+};
+
+/// A connection that nothing is under way on. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    read: BytesMut,
+}
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExchangeFault {
+    /// The connection had ended before a byte of the request was taken: the request can go elsewhere.
+    #[error("the connection had ended before")]
+    NotSent,
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
+    #[error("the connection ended before the answer did")]
+    CutOff,
+    #[error(transparent)]
+    Head(#[from] HeadFault),
+    #[error(transparent)]
+    Chunks(#[from] ChunkFault),
+    /// The caller's body did not come whole; what is wrong with it, the body says.
+    #[error("the request's body broke off")]
+    Body,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self { stream, read: BytesMut::new() }
+    }
+
+    /// Nothing has come over it, and it has not ended, as far as this end knows: no system call while the poller has seen
+    /// nothing.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut cx = Context::from_waker(Waker::noop());
+        self.read.is_empty()
+            && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+
+    /// Reads once, up to `wanted` bytes; 0: the instance has closed its side.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        self.read.reserve(wanted);
+        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read)
+    }
+}
+
+/// A request under way on a connection.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    connection: Connection,
+    sending: Sending,
+    to_head: bool,
+    interim: u8,
+}
+
+/// What is still to be sent.
+#[derive(Debug)]
+struct Sending {
+    /// The head, or what stands before a chunk.
+    frame: BytesMut,
+    data: Bytes,
+    /// What stands after a chunk.
+    tail: &'static [u8],
+    body: UpstreamBody,
+    /// The body goes in chunks: its length is not known.
+    chunked: bool,
+    state: SendState,
+    /// The connection has taken something.
+    begun: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SendState {
+    Writing,
+    /// All is written, not all is flushed.
+    Flush,
+    Done,
+    /// No more can be sent; the answer may still come.
+    Failed,
+}
+
+impl Exchange {
+    /// `head` ends with its empty line.
+    pub(crate) fn new(
+        connection: Connection,
+        head: BytesMut,
+        body: UpstreamBody,
+        chunked: bool,
+        to_head: bool,
+    ) -> Self {
+        let sending = Sending {
+            frame: head,
+            data: Bytes::new(),
+            tail: &[],
+            body,
+            chunked,
+            state: SendState::Writing,
+            begun: false,
+        };
+        Self { connection, sending, to_head, interim: 0 }
+    }
+
+    /// Not a byte of it was taken: gives back what was to be sent.
+    pub(crate) fn into_unsent(self) -> (BytesMut, UpstreamBody) {
+        (self.sending.frame, self.sending.body)
+    }
+
+    /// Sends, and waits for the head of the answer. An answer may come before all was sent.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Parsed, ExchangeFault>> {
+        let sent = self.sending.poll_send(&mut self.connection.stream, cx);
+        let failure = match sent {
+            Poll::Ready(Err(fault @ (ExchangeFault::NotSent | ExchangeFault::Body))) => {
+                return Poll::Ready(Err(fault));
+            }
+            // The instance may have answered before it closed its side.
+            Poll::Ready(Err(fault)) => Some(fault),
+            _ => None,
+        };
+        loop {
+            match self.connection.poll_fill(cx, HEAD_READ_BYTES) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(failure.unwrap_or(ExchangeFault::CutOff))),
+                Poll::Ready(Ok(_)) => {
+                    let parsed = answer::parse(&mut self.connection.read, self.to_head, &mut self.interim)?;
+                    if let Some(parsed) = parsed {
+                        return Poll::Ready(Ok(parsed));
+                    }
+                }
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(failure.unwrap_or(ExchangeFault::Broken(error))));
+                }
+                Poll::Pending => return failure.map_or(Poll::Pending, |fault| Poll::Ready(Err(fault))),
+            }
+        }
+    }
+
+    /// A last try to have sent all, where nobody will ask for more of the answer.
+    fn flush_now(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = self.sending.poll_send(&mut self.connection.stream, &mut cx);
+    }
+
+    /// The body that follows the head.
+    pub(crate) fn into_body(self, parsed: &Parsed) -> AnswerStream {
+        let rest = match parsed.framing {
+            Framing::Empty => Rest::Length(0),
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunked(Chunked::default()),
+            Framing::UntilClose => Rest::UntilClose,
+        };
+        let mut stream = AnswerStream { exchange: self, rest, keeps_alive: parsed.keeps_alive };
+        if stream.is_ended() {
+            // No one will ask it for more, so that a small request is flushed here.
+            stream.exchange.flush_now();
+        }
+        stream
+    }
+}
+
+impl Sending {
+    fn poll_send(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeFault>> {
+        loop {
+            match self.state {
+                SendState::Done | SendState::Failed => return Poll::Ready(Ok(())),
+                SendState::Flush => {
+                    ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(|error| self.failed(error))?;
+                    self.state = SendState::Done;
+                }
+                SendState::Writing if self.is_written() => ready!(self.poll_next(cx))?,
+                SendState::Writing => {
+                    ready!(self.poll_write(stream, cx)).map_err(|error| self.failed(error))?;
+                }
+            }
+        }
+    }
+
+    fn is_written(&self) -> bool {
+        self.frame.is_empty() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let parts = [IoSlice::new(&self.frame), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+        let first = usize::from(self.frame.is_empty());
+        let written = ready!(Pin::new(stream).poll_write_vectored(cx, &parts[first..]))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.begun = true;
+        let of_frame = written.min(self.frame.len());
+        self.frame.advance(of_frame);
+        let of_data = (written - of_frame).min(self.data.len());
+        self.data.advance(of_data);
+        self.tail = &self.tail[written - of_frame - of_data..];
+        Poll::Ready(Ok(()))
+    }
+
+    /// Asks for more of the body.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ExchangeFault>> {
+        let ended = self.body.is_end_stream();
+        let chunk = if ended { None } else { ready!(Pin::new(&mut self.body).poll_frame(cx)) };
+        match chunk {
+            Some(Ok(frame)) => {
+                self.data = frame.into_data().unwrap_or_default();
+                if self.chunked && !self.data.is_empty() {
+                    push_hex(&mut self.frame, self.data.len());
+                    self.frame.put_slice(b"\r\n");
+                    self.tail = b"\r\n";
+                }
+            }
+            Some(Err(_)) => {
+                self.state = SendState::Failed;
+                return Poll::Ready(Err(ExchangeFault::Body));
+            }
+            None if self.chunked => {
+                self.tail = b"0\r\n\r\n";
+                self.chunked = false;
+            }
+            None => self.state = SendState::Flush,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn failed(&mut self, error: io::Error) -> ExchangeFault {
+        self.state = SendState::Failed;
+        if self.begun { ExchangeFault::Broken(error) } else { ExchangeFault::NotSent }
+    }
+
+    fn is_done(&self) -> bool {
+        self.state == SendState::Done
+    }
+}
+
+/// The body of an answer, and the connection that it comes over.
+#[derive(Debug)]
+pub(crate) struct AnswerStream {
+    exchange: Exchange,
+    rest: Rest,
+    keeps_alive: bool,
+}
+
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunked(Chunked),
+    UntilClose,
+}
+
+impl Rest {
+    fn is_ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunked) => chunked.is_ended(),
+            Self::UntilClose => false,
+        }
+    }
+
+    /// The next piece of the body out of what was read.
+    fn take(&mut self, read: &mut BytesMut) -> Result<Option<Bytes>, ChunkFault> {
+        match self {
+            Self::Chunked(chunked) => {
+                let piece = chunked.next(read)?;
+                chunked.settle(read)?;
+                Ok(piece)
+            }
+            _ if read.is_empty() => Ok(None),
+            Self::UntilClose => Ok(Some(read.split().freeze())),
+            Self::Length(0) => Ok(None),
+            Self::Length(left) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                *left -= here as u64;
+                Ok(Some(read.split_to(here).freeze()))
+            }
+        }
+    }
+
+    /// How much is worth reading at once.
+    fn wanted(&self) -> usize {
+        match self {
+            Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(BODY_READ_BYTES),
+            Self::Chunked(_) | Self::UntilClose => BODY_READ_BYTES,
+        }
+    }
+}
+
+impl AnswerStream {
+    pub(crate) fn is_ended(&self) -> bool {
+        self.rest.is_ended()
+    }
+
+    /// Bytes that are still to come, where that is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match &self.rest {
+            Rest::Length(left) => Some(*left),
+            Rest::Chunked(chunked) => chunked.is_ended().then_some(0),
+            Rest::UntilClose => None,
+        }
+    }
+
+    /// The next piece, as much as is at hand. What is left of the request goes on being sent meanwhile.
+    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ExchangeFault>>> {
+        let Exchange { connection, sending, .. } = &mut self.exchange;
+        if !sending.is_done() {
+            // Whether it arrives shows in the answer.
+            let _ = sending.poll_send(&mut connection.stream, cx);
+        }
+        loop {
+            match self.rest.take(&mut connection.read) {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Ok(None) if self.rest.is_ended() => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(fault) => return Poll::Ready(Some(Err(fault.into()))),
+            }
+            match ready!(connection.poll_fill(cx, self.rest.wanted())) {
+                Ok(0) if matches!(self.rest, Rest::UntilClose) => {
+                    self.rest = Rest::Length(0);
+                    return Poll::Ready(None);
+                }
+                Ok(0) => return Poll::Ready(Some(Err(ExchangeFault::CutOff))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(ExchangeFault::Broken(error)))),
+            }
+        }
+    }
+
+    /// The connection, if another request may go over it: the answer has ended, nothing came after it, and the request had
+    /// been sent whole.
+    pub(crate) fn into_connection(self) -> Option<Connection> {
+        let clean = self.is_ended()
+            && self.keeps_alive
+            && self.exchange.sending.is_done()
+            && self.exchange.connection.read.is_empty();
+        clean.then_some(self.exchange.connection)
+    }
+}
+
+/// In hex, as the size of a chunk.
+fn push_hex(into: &mut BytesMut, number: usize) {
+    let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        into.put_u8(b"0123456789abcdef"[number >> (4 * place) & 15]);
+    }
+}
+
+/// Heads of answers are a few hundred bytes, and small answers come with theirs.
+const HEAD_READ_BYTES: usize = 4 * 1024;
+/// What is read of a body at once, and so the most that is held of it.
+const BODY_READ_BYTES: usize = 64 * 1024;

@@ -1,0 +1,114 @@
+"""Starts a bearerd of its own and runs one program of this folder against it: for trying without the test harness.
+
+    tests/.venv/bin/python3 tests/attack/stand.py BINARY h1_shapes.py [ARGUMENTS…]
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+TOKEN = "origin-access-token"
+
+
+def free_port(host):
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+class Admin:
+    def __init__(self, origin, key):
+        self.origin, self.key = origin, key
+
+    def send(self, method, path, body=None):
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.origin + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            sys.exit(f"{method} {path}: {error.code} {error.read().decode()}")
+
+
+def main():
+    binary, name, *words = sys.argv[1:]
+    host = "127.%d.%d.1" % (1 + os.getpid() // 254 % 254, os.getpid() % 254)
+    with tempfile.TemporaryDirectory(prefix="bearerd-attack-") as folder:
+        init = subprocess.run([binary, "init", "--dir", f"{folder}/d"], capture_output=True, text=True, check=True)
+        admin_key = next(word for word in init.stdout.split() if word.startswith("bda_"))
+        doors = {door: f"{host}:{free_port(host)}" for door in ("proxy", "connect", "admin")}
+        environment = {f"BEARERD__{door.upper()}__LISTEN": where for door, where in doors.items()}
+        extra = {name: value for name, value in os.environ.items() if name.startswith("BEARERD__")}
+        log = open(os.environ.get("BEARERD_LOG", f"{folder}/log"), "w+")
+        daemon = subprocess.Popen(
+            [binary, "serve", "--config", f"{folder}/d/bearerd.toml"], env=environment | extra, stdout=log, stderr=log
+        )
+        try:
+            sys.exit(attack(doors, admin_key, host, daemon, name, words))
+        finally:
+            if daemon.poll() is not None:
+                log.seek(0)
+                print(f"bearerd ended with {daemon.returncode}:\n{log.read()[-4000:]}", file=sys.stderr)
+            daemon.send_signal(signal.SIGKILL)
+            daemon.wait()
+
+
+def attack(doors, admin_key, host, daemon, name_of_program, words):
+    admin = Admin("http://" + doors["admin"], admin_key)
+    while True:
+        try:
+            urllib.request.urlopen(admin.origin + "/readyz", timeout=1).close()
+            break
+        except OSError:
+            if daemon.poll() is not None:
+                return 2
+            time.sleep(0.02)
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    keys = {}
+    for name, connections in {"open": "all", "second": {"ids": ["hr-second"]}, "third": {"ids": ["hr-third"]}}.items():
+        rule = {"connections": connections, "tables": "all", "methods": methods}
+        if "--families" in words:
+            rule["families"] = words[words.index("--families") + 1].split(",")
+        admin.send("PUT", f"/v1/policies/{name}", {"rules": [rule]})
+        keys[name] = admin.send("POST", "/v1/keys", {"description": "attack", "policies": [name]})["caller_key"]
+    origin, other = (f"{host}:{free_port(host)}" for _ in range(2))
+    program = Path(__file__).parent / name_of_program
+    arguments = ["--proxy", doors["proxy"], "--origin", origin, "--key", keys["open"], "--token", TOKEN]
+    if name_of_program == "h2_floods.py":
+        arguments += ["--pid", str(daemon.pid)]
+    if name_of_program == "crosstalk.py":
+        arguments += ["--second-key", keys["second"], "--third-key", keys["third"], "--other-origin", other]
+        arguments += ["--second-token", f"{TOKEN}-2", "--third-token", f"{TOKEN}-3"]
+    running = subprocess.Popen([sys.executable, program, *arguments, *words])
+    while running.poll() is None:
+        try:
+            where = origin.rsplit(":", 1)
+            socket.create_connection((where[0], int(where[1])), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    if running.poll() is None:
+        connect(admin, "hr", origin, "hr-prod", TOKEN)
+        if name_of_program == "crosstalk.py":
+            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2")
+            connect(admin, "other", other, "hr-third", f"{TOKEN}-3")
+    return running.wait()
+
+
+def connect(admin, integration, instance, connection, token):
+    admin.send("PUT", f"/v1/integrations/{integration}", {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s"})
+    tokens = {"access_token": token, "expires_in": 86400}
+    admin.send("PUT", f"/v1/connections/{connection}", {"integration": integration, "import": tokens})
+
+
+if __name__ == "__main__":
+    main()
