@@ -9,7 +9,7 @@ from . import BenchError
 
 #: `fn=(12) name` gives a name to a number, `fn=(12)` means that name; `cfn=` is the function that is called.
 FUNCTION = re.compile(r"(c?)fn=\((\d+)\)(?: (.*))?")
-SUMMARY = re.compile(r"^summary: (\d+)$", re.MULTILINE)
+TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ def parse(text: str) -> collections.Counter[str]:
             if not of_callee:
                 counts[current] += int(line.split()[1])
             of_callee = False
-    summary = SUMMARY.search(text)
-    said = int(summary[1]) if summary else None
+    totals = TOTALS.search(text)
+    said = int(totals[1]) if totals else None
     if said != counts.total():
         raise BenchError(f"the functions have {counts.total()} instructions, but callgrind says {said}")
     return counts

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from . import BenchError
 from .certificates import Certificates
 from .machine import free_ports
-from .origin import ACCESS_TOKEN, TABLES, Origin
+from .origin import ACCESS_TOKEN, CONNECT_MAX_S, POOL_IDLE_MAX, TABLES, Origin
 from .processes import Process, running
 from .proxy import Proxy
 
@@ -22,6 +22,10 @@ NAME = "bench"
 EXPIRES_IN_S = 7 * 24 * 3600
 #: Under valgrind a start takes half a minute where the machine is busy.
 START_WAIT_S = 120.0
+#: Settings that older binaries do not have: a section, and the limit of calls under way at one instance.
+ACCESS = "access"
+INSTANCE_CALLS = "proxy.instance_calls_max"
+SINCE_LATER = (ACCESS, INSTANCE_CALLS)
 TABLE_RULE = {"connections": {"ids": [NAME]}, "tables": {"named": sorted(TABLES.values())}, "methods": ["GET"]}
 ATTACHMENT_RULE = {
     "connections": {"ids": [NAME]}, "families": ["attachment"], "tables": "all", "methods": ["GET", "POST"],
@@ -120,11 +124,15 @@ def install(binary: pathlib.Path, folder: pathlib.Path) -> Installation:
     return Installation(binary, folder, key[0], *free_ports(3))
 
 
-def settings(installation: Installation, workers: int, tls: Certificates | None, records: bool) -> dict[str, str]:
+def settings(
+    installation: Installation, workers: int, tls: Certificates | None, known: frozenset[str]
+) -> dict[str, str]:
     """What differs from the defaults, as environment variables."""
     chosen = {
         "PROXY__LISTEN": f"127.0.0.1:{installation.proxy_port}",
         "PROXY__WORKERS": str(workers),
+        "PROXY__POOL_IDLE_MAX": str(POOL_IDLE_MAX),
+        "EGRESS__CONNECT_TIMEOUT_S": str(CONNECT_MAX_S),
         "CONNECT__LISTEN": f"127.0.0.1:{installation.connect_port}",
         "CONNECT__PUBLIC_URL": f"http://127.0.0.1:{installation.connect_port}",
         # The operator imports the connection: nobody else needs to confirm it.
@@ -135,7 +143,9 @@ def settings(installation: Installation, workers: int, tls: Certificates | None,
     if tls is not None:
         chosen["PROXY__TLS__CERTIFICATE_FILE"] = str(tls.certificate)
         chosen["PROXY__TLS__KEY_FILE"] = str(tls.key)
-    if records:
+    if INSTANCE_CALLS in known:
+        chosen["PROXY__INSTANCE_CALLS_MAX"] = str(POOL_IDLE_MAX)
+    if ACCESS in known:
         chosen["ACCESS__SINK"] = "file"
         chosen["ACCESS__PATH"] = str(installation.records)
         chosen["ACCESS__FILE_BYTES_MAX"] = "0"  # not rolled, so that the records can be counted
@@ -156,28 +166,31 @@ def serving(
     name: str = "bearerd",
     workers: int = 1,
     tls: Certificates | None = None,
-    records: bool = True,
+    known: frozenset[str],
     under: Sequence[str] = (),
 ) -> Iterator[Process]:
     """`bearerd serve`, perhaps `under` another program, until the block ends."""
     command = [*under, str(installation.binary), "serve", "--config", str(installation.folder / "bearerd.toml")]
-    told = environment(settings(installation, workers, tls, records))
+    told = environment(settings(installation, workers, tls, known))
     with running(name, command, installation.folder, told) as process:
         process.wait_listening(installation.admin_port, START_WAIT_S)
         process.wait_for(lambda: _is_ready(installation), "getting ready", START_WAIT_S)
         yield process
 
 
-def writes_records(binary: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether this binary knows the settings `[access]`: one that does not refuses to start with them."""
-    trial = folder / "trial"
-    try:
-        with serving(install(binary, trial), name="trial"):
-            return True
-    except BenchError as error:
-        if "access" in str(error):
-            return False
-        raise
+def known_settings(binary: pathlib.Path, folder: pathlib.Path) -> frozenset[str]:
+    """Which of `SINCE_LATER` this binary has: it refuses to start with a setting that it does not know."""
+    known = set(SINCE_LATER)
+    while True:
+        try:
+            with serving(install(binary, folder / f"trial-{len(known)}"), name="trial", known=frozenset(known)):
+                return frozenset(known)
+        except BenchError as error:
+            unknown = re.search(r"there is no setting (\S+);", str(error))
+            named = {name for name in known if unknown and f"{unknown[1]}.".startswith(f"{name}.")}
+            if not named:
+                raise
+            known -= named
 
 
 @contextlib.contextmanager
@@ -190,16 +203,27 @@ def bearerd(
     name: str = "bearerd",
     workers: int = 1,
     tls: bool = False,
-    records: bool,
+    known: frozenset[str],
 ) -> Iterator[Bearerd]:
     """A daemon that is set up and lends, in `folder`/`name`."""
     installation = install(binary, folder / name)
     with serving(
-        installation, name=name, workers=workers, tls=certificates if tls else None, records=records
+        installation, name=name, workers=workers, tls=certificates if tls else None, known=known
     ) as process:
         caller_key = installation.set_up(origin, certificates)
         proxy = Proxy(name, process, installation.proxy_port, caller_key, tls)
-        yield Bearerd(proxy, installation, records)
+        yield Bearerd(proxy, installation, ACCESS in known)
+
+
+@contextlib.contextmanager
+def explaining(daemon: Bearerd) -> Iterator[None]:
+    """Adds to a failure which errors bearerd made itself."""
+    try:
+        yield
+    except BenchError as error:
+        series = daemon.installation.metrics()
+        made = {k: int(v) for k, v in series.items() if k.startswith("bearerd_proxy_errors_total{") and v}
+        raise BenchError(f"{error}; bearerd made {made or 'no errors'}") from error
 
 
 def check_counts(daemon: Bearerd, answered: int) -> None:

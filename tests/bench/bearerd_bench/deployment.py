@@ -24,8 +24,13 @@ class Bench:
     binary: pathlib.Path
     scratch: pathlib.Path
     certificates: Certificates
-    #: Whether the binary writes access records.
-    keeps_records: bool
+    #: Which settings the binary has of those that not every one has.
+    known: frozenset[str]
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether the binary writes access records."""
+        return daemon.ACCESS in self.known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Deployment:
 
 def prepare(binary: pathlib.Path, scratch: pathlib.Path) -> Bench:
     """Certificates, and what the binary can do."""
-    return Bench(binary, scratch, certificates.make(scratch), daemon.writes_records(binary, scratch))
+    return Bench(binary, scratch, certificates.make(scratch), daemon.known_settings(binary, scratch))
 
 
 @contextlib.contextmanager
@@ -59,7 +64,7 @@ def all_proxies(bench: Bench, tls: bool = False) -> Iterator[Deployment]:
         for name, port in zip(PAIR, haproxy_ports, strict=True):
             proxies.append(held.enter_context(peers.haproxy(name, place, bench.certificates, far, port, tls)))
         ours = held.enter_context(
-            daemon.bearerd(bench.binary, place, bench.certificates, far, tls=tls, records=bench.keeps_records)
+            daemon.bearerd(bench.binary, place, bench.certificates, far, tls=tls, known=bench.known)
         )
         yield Deployment(far, [*proxies, ours.proxy], ours)
 
@@ -72,6 +77,6 @@ def bearerd_alone(bench: Bench, workers: int = 1, uploads_port: int | None = Non
         [port] = free_ports(1)
         far = held.enter_context(origin.serving(place, bench.certificates, port, uploads_port))
         ours = daemon.bearerd(
-            bench.binary, place, bench.certificates, far, workers=workers, records=bench.keeps_records
+            bench.binary, place, bench.certificates, far, workers=workers, known=bench.known
         )
         yield far, held.enter_context(ours)

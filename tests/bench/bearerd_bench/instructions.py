@@ -116,13 +116,13 @@ def measure(bench: Bench) -> Figure:
 def count(bench: Bench, far: Origin, place: pathlib.Path, requests: int) -> list[callgrind.Thread]:
     """A daemon that is set up as usual, started again under callgrind, and asked so many times."""
     installation = daemon.install(bench.binary, place / f"after-{requests}")
-    with daemon.serving(installation, records=bench.keeps_records):
+    with daemon.serving(installation, known=bench.known):
         caller_key = installation.set_up(far, bench.certificates)
     under = [
         "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes",
         f"--callgrind-out-file={installation.folder}/counts.%p",
     ]  # fmt: skip
-    with daemon.serving(installation, name="under-callgrind", records=bench.keeps_records, under=under) as process:
+    with daemon.serving(installation, name="under-callgrind", known=bench.known, under=under) as process:
         proxy = Proxy("bearerd", process, installation.proxy_port, caller_key)
         ask(proxy, requests)
     return callgrind.read(installation.folder, "counts")

@@ -19,6 +19,10 @@ SIZES = {"1k": 1024, "64k": 64 * 1024, "10m": 10 * 1024 * 1024}
 SIZE_NAMES = {"1k": "1 KiB", "64k": "64 KiB", "10m": "10 MiB"}
 #: Each size is a table of its own.
 TABLES = {"1k": "incident", "64k": "problem", "10m": "change_request"}
+#: Connections that each proxy may keep idle: one for each caller. With fewer, 1,000 callers measure TLS handshakes.
+POOL_IDLE_MAX = 2048
+#: How long a proxy tries to connect: nginx's default. A thousand at once, on a machine that is full, take long.
+CONNECT_MAX_S = 60
 USER = {"sys_id": "a" * 32, "user_name": "svc.bench", "name": "Bench"}
 ATTACHMENT_ID = hashlib.md5(b"attachment", usedforsecurity=False).hexdigest()
 ATTACHMENT_BYTES = 1024**3

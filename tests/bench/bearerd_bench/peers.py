@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 from . import nginx
 from .certificates import Certificates
-from .origin import ACCESS_TOKEN, Origin
+from .origin import ACCESS_TOKEN, CONNECT_MAX_S, POOL_IDLE_MAX, Origin
 from .processes import running
 from .proxy import Proxy
 
 CALLER_KEY = "bench-key"
-#: Connections to the origin that each proxy keeps idle; bearerd's default too (`proxy.pool_idle_max`).
-POOL_IDLE_MAX = 256
 
 
 @contextlib.contextmanager
@@ -34,6 +32,7 @@ def nginx_proxy(
     location /api/now/table/ {{
       if ($known = 0) {{ return 401; }}
       proxy_pass https://origin; proxy_http_version 1.1; proxy_max_temp_file_size 0;
+      proxy_connect_timeout {CONNECT_MAX_S}s;
       proxy_set_header Connection ""; proxy_set_header Host localhost;
       proxy_set_header Authorization "Bearer {ACCESS_TOKEN}"; proxy_set_header X-API-Key "";
       proxy_ssl_verify on; proxy_ssl_trusted_certificate {certificates.authority};
@@ -48,15 +47,17 @@ def nginx_proxy(
 def haproxy(
     name: str, folder: pathlib.Path, certificates: Certificates, origin: Origin, port: int, tls: bool
 ) -> Iterator[Proxy]:
-    """One thread."""
+    """One thread. The ratios let it keep idle connections until nearly all its descriptors are in use."""
     bind_tls = f" ssl crt {certificates.bundle} ssl-min-ver TLSv1.3 alpn http/1.1" if tls else ""
     settings = folder / f"{name}.cfg"
     settings.write_text(f"""global
   nbthread 1
   maxconn 4096
+  tune.pool-low-fd-ratio 80
+  tune.pool-high-fd-ratio 90
 defaults
   mode http
-  timeout connect 5s
+  timeout connect {CONNECT_MAX_S}s
   timeout client 60s
   timeout server 60s
 frontend callers

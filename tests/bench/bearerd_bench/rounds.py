@@ -1,5 +1,6 @@
 """Closed-loop rounds: each proxy in turn under as much load as it takes, in an order that rotates."""
 
+import contextlib
 import dataclasses
 import statistics
 import sys
@@ -93,7 +94,8 @@ def run(bench: Bench, cell: Cell, rounds: int, seconds: int) -> dict:
         answers = {proxy.name: load.check(proxy, path, SIZES[cell.size]) for proxy in proxies}
 
         def once(proxy: Proxy, seconds: int) -> dict:
-            return load.closed_loop(proxy, path, cell.size, answers[proxy.name], cell.connections, seconds)
+            with daemon.explaining(deployment.bearerd) if proxy.name == "bearerd" else contextlib.nullcontext():
+                return load.closed_loop(proxy, path, cell.size, answers[proxy.name], cell.connections, seconds)
 
         warm = {proxy.name: once(proxy, min(seconds, WARM_UP_S)) for proxy in proxies}
         seen: dict[str, list[dict]] = {proxy.name: [] for proxy in proxies}
