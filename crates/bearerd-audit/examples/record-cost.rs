@@ -1,19 +1,15 @@
 //! What a record costs: its worker, to fill in and hand over; the scribe, to format and write; and `serde_json`, to format.
 //!
 //! `cargo run --release -p bearerd-audit --example record-cost [FILE]`, or with `-` for standard output, sent where it shall
-//! go; it says what it measured on standard error. Times are CPU times but for the worker's, who never waits.
+//! go; it says what it measured on standard error. Times are CPU times; of some, the least of many rounds, and the middle one.
 
 #![expect(clippy::print_stderr, reason = "it prints what it measured")]
 
-use std::{
-    fs,
-    hint::black_box,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{fs, hint::black_box, net::IpAddr, time::Duration};
 
 use bearerd_audit::{AccessLog, AccessRecord, AccessSettings, HttpVersion, OnStall, SinkKind, Text};
 use bearerd_model::UnixTime;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,40 +22,41 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let log = AccessLog::start(&settings)?;
     let (metrics, mut writer) = (log.metrics(), log.writer());
-    let mut filling = Duration::ZERO;
-    let mut handing = Duration::ZERO;
+    let (mut filling, mut handing, mut formatting) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         // Both with what a call has at hand: slices.
-        let began = Instant::now();
+        let began = thread_cpu();
         for number in 0..BURST {
-            black_box(record(black_box(round * BURST + number)));
+            black_box(&record(black_box(round * BURST + number)));
         }
-        filling += began.elapsed();
-        let began = Instant::now();
+        filling.push(thread_cpu().saturating_sub(began));
+        let began = thread_cpu();
         for number in 0..BURST {
             writer.record(record(black_box(round * BURST + number)));
         }
-        handing += began.elapsed();
+        handing.push(thread_cpu().saturating_sub(began));
         while metrics.written() < (round + 1) * BURST {
             writer.flush();
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    let records = ROUNDS * BURST;
-    let per_record = |time: Duration| time.as_nanos() / u128::from(records);
-    eprintln!("worker: {} ns to fill a record in", per_record(filling));
-    eprintln!("worker: {} ns to fill it in and hand it over", per_record(handing));
-    eprintln!("scribe: {} ns of CPU to format and write it", per_record(scribe_cpu()?));
-
+    let scribe = scribe_cpu()?.as_nanos() / u128::from(ROUNDS * BURST);
     let record = record(7);
     let mut out = Vec::new();
-    let began = Instant::now();
-    for _ in 0..records {
-        out.clear();
-        serde_json::to_writer(&mut out, &Line::of(black_box(&record)))?;
-        black_box(&out);
+    for _ in 0..ROUNDS {
+        let began = thread_cpu();
+        for _ in 0..BURST {
+            out.clear();
+            serde_json::to_writer(&mut out, &Line::of(black_box(&record)))?;
+            black_box(&out);
+        }
+        formatting.push(thread_cpu().saturating_sub(began));
     }
-    eprintln!("serde_json: {} ns to format it, {} bytes", per_record(began.elapsed()), out.len() + 1);
+    eprintln!("a line has {} bytes", out.len() + 1);
+    eprintln!("worker, to fill a record in:                  {}", shown(&mut filling));
+    eprintln!("worker, to fill it in and hand it over:       {}", shown(&mut handing));
+    eprintln!("scribe, to format and write it, over all:     {scribe} ns");
+    eprintln!("serde_json, to format it alone:               {}", shown(&mut formatting));
     Ok(())
 }
 
@@ -86,6 +83,19 @@ fn record(number: u64) -> AccessRecord {
         http: HttpVersion::Http11,
         ..AccessRecord::default()
     }
+}
+
+/// Per record.
+fn shown(rounds: &mut [Duration]) -> String {
+    rounds.sort_unstable();
+    let per_record = |time: Duration| time.as_nanos() / u128::from(BURST);
+    format!("{} ns (middle: {} ns)", per_record(rounds[0]), per_record(rounds[rounds.len() / 2]))
+}
+
+/// CPU time of this thread so far.
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// CPU time of the scribe so far.
@@ -163,6 +173,6 @@ impl<'a> Line<'a> {
     }
 }
 
-const ROUNDS: u64 = 100;
-/// Less than the queue holds.
-const BURST: u64 = 8_192;
+const ROUNDS: u64 = 800;
+/// What the scribe is woken for.
+const BURST: u64 = 1_024;

@@ -1,5 +1,5 @@
-//! A record as one line of JSON. The texts need no escaping, so the line is put together by hand: a third of the time that
-//! `serde_json` takes (`examples/record-cost.rs`).
+//! A record as one line of JSON. The texts need no escaping, so the line is put together by hand, in a fixed array and mostly
+//! by copies of fixed length: a fifth of the time that `serde_json` takes (`examples/record-cost.rs`).
 
 use std::{io::Write, net::IpAddr};
 
@@ -10,9 +10,16 @@ use crate::{
 };
 
 /// Writes lines; remembers the last time's text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lines {
     time: TimestampText,
+    line: Line,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { time: TimestampText::default(), line: Line { bytes: [0; LINE_SPACE_BYTES], len: 0 } }
+    }
 }
 
 impl Lines {
@@ -50,78 +57,114 @@ impl Lines {
         text(out, b",\"traceparent\":\"", &record.traceparent);
         text(out, b",\"transaction_id\":\"", &record.transaction_id);
         if let Some(source) = record.source {
-            address(out, b",\"source\":\"", source);
+            line.address(b",\"source\":\"", source);
         }
-        word(out, b",\"http\":\"", record.http.name());
+        line.word(b",\"http\":\"", record.http.name());
         if record.replayed {
-            out.extend_from_slice(b",\"replayed\":true");
+            line.fixed(b",\"replayed\":true");
         }
         if record.caller_left {
-            out.extend_from_slice(b",\"caller_left\":true");
+            line.fixed(b",\"caller_left\":true");
         }
-        out.extend_from_slice(b"}\n");
+        line.fixed(b"}\n");
+        out.extend_from_slice(&line.bytes[..line.len.min(LINE_SPACE_BYTES)]);
     }
 }
 
-fn text<const N: usize, const M: usize>(out: &mut Vec<u8>, name: &[u8; M], text: &Text<N>) {
-    if !text.is_empty() {
-        out.extend_from_slice(name);
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
+/// The line being put together. It has room for the longest, so that its end is never met.
+#[derive(Debug)]
+struct Line {
+    bytes: [u8; LINE_SPACE_BYTES],
+    len: usize,
+}
+
+impl Line {
+    fn fixed<const M: usize>(&mut self, bytes: &[u8; M]) {
+        self.padded(bytes, M);
     }
-}
 
-/// A word of the code's own; nothing but the compiler has looked at it, so its bytes are.
-fn word<const M: usize>(out: &mut Vec<u8>, name: &[u8; M], word: &str) {
-    if !word.is_empty() {
-        out.extend_from_slice(name);
-        let cut = &word.as_bytes()[..word.len().min(WORD_BYTES_MAX)];
-        out.extend(cut.iter().map(|byte| if is_harmless(*byte) { *byte } else { b'?' }));
-        out.push(b'"');
-    }
-}
-
-fn number<const M: usize>(out: &mut Vec<u8>, name: &[u8; M], number: u64) {
-    out.extend_from_slice(name);
-    decimal(out, number);
-}
-
-fn decimal(out: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [0; U64_DIGITS_MAX];
-    let mut start = U64_DIGITS_MAX;
-    loop {
-        start -= 1;
-        digits[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
+    /// Copies all of `bytes`, of which the first `len` count: a copy whose length the compiler knows.
+    fn padded<const M: usize>(&mut self, bytes: &[u8; M], len: usize) {
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + M) {
+            place.copy_from_slice(bytes);
+            self.len += len;
         }
     }
-    out.extend_from_slice(&digits[start..]);
-}
 
-/// An IPv4 address that came mapped into IPv6 is shown as what it is.
-fn address<const M: usize>(out: &mut Vec<u8>, name: &[u8; M], address: IpAddr) {
-    out.extend_from_slice(name);
-    match address.to_canonical() {
-        IpAddr::V4(address) => {
-            for (index, part) in address.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
+    fn text<const M: usize, const N: usize>(&mut self, name: &[u8; M], text: &Text<N>) {
+        if !text.is_empty() {
+            self.fixed(name);
+            let (bytes, len) = text.padded();
+            self.padded(bytes, len);
+            self.fixed(b"\"");
+        }
+    }
+
+    /// A word of the code's own; nothing but the compiler has looked at it, so its bytes are.
+    fn word<const M: usize>(&mut self, name: &[u8; M], word: &str) {
+        if !word.is_empty() {
+            self.fixed(name);
+            let len = word.len().min(WORD_BYTES_MAX);
+            if let Some(place) = self.bytes.get_mut(self.len..self.len + len) {
+                for (to, from) in place.iter_mut().zip(word.bytes()) {
+                    *to = if is_harmless(from) { from } else { b'?' };
                 }
-                decimal(out, part.into());
+                self.len += len;
+            }
+            self.fixed(b"\"");
+        }
+    }
+
+    fn number_if<const M: usize>(&mut self, name: &[u8; M], number: Option<u64>) {
+        if let Some(number) = number {
+            self.number(name, number);
+        }
+    }
+
+    fn number<const M: usize>(&mut self, name: &[u8; M], number: u64) {
+        self.fixed(name);
+        self.decimal(number);
+    }
+
+    fn decimal(&mut self, number: u64) {
+        let len = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + len) {
+            let mut left = number;
+            for digit in place.iter_mut().rev() {
+                *digit = b'0' + (left % 10) as u8;
+                left /= 10;
+            }
+            self.len += len;
+        }
+    }
+
+    /// An IPv4 address that came mapped into IPv6 is shown as what it is.
+    fn address<const M: usize>(&mut self, name: &[u8; M], address: IpAddr) {
+        self.fixed(name);
+        match address.to_canonical() {
+            IpAddr::V4(address) => {
+                let [first, rest @ ..] = address.octets();
+                self.decimal(first.into());
+                for octet in rest {
+                    self.fixed(b".");
+                    self.decimal(octet.into());
+                }
+            }
+            IpAddr::V6(address) => {
+                let mut place = self.bytes.get_mut(self.len..).unwrap_or_default();
+                let before = place.len();
+                drop(write!(place, "{address}")); // it fits
+                self.len += before - place.len();
             }
         }
-        IpAddr::V6(address) => drop(write!(out, "{address}")), // a Vec takes everything
+        self.fixed(b"\"");
     }
-    out.push(b'"');
 }
 
 /// The longest line: every member at its longest; the test `the_longest_line` says how much that is.
 pub(crate) const LINE_BYTES_MAX: usize = 1_216;
 /// Longer than every code and verdict.
 const WORD_BYTES_MAX: usize = 64;
-const U64_DIGITS_MAX: usize = 20;
 
 #[cfg(test)]
 mod tests {

@@ -206,7 +206,7 @@ fn a_full_disk_is_waited_for_and_tears_no_line() {
     let (metrics, mut writer) = (log.metrics(), log.writer());
     let ballast = disk.path.join("ballast");
     let mut file = fs::File::create(&ballast).unwrap();
-    file.write_all(&[7; 700_000]).unwrap();
+    file.write_all(&vec![7; 700_000]).unwrap();
     let mut given = 0;
     let began = Instant::now();
     while metrics.dropped() == 0 {
