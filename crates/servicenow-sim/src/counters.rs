@@ -70,6 +70,8 @@ pub struct Counters {
     pub left_early: u64,
     /// Requests carried out from the bodies of batches.
     pub batched_requests: u64,
+    /// Under `echo_marker`: writes carried out whose marker had been on a write before. Counting stops at 4 million.
+    pub repeated_writes: u64,
     #[serde(skip)]
     authorizations: HashSet<u64>,
     #[serde(skip)]

@@ -467,7 +467,21 @@ fn effect(visit: &Visit, request: &SimRequest) -> (Option<String>, Reply) {
     }
     let now = world.now();
     let answer = api::answer(&mut world, request, now);
+    note_write(&mut world, request, answer.reply.status);
     (answer.user_name, answer.reply)
+}
+
+/// Counts a write whose marker was on a write before.
+fn note_write(world: &mut World, request: &SimRequest, status: StatusCode) {
+    let reads = matches!(api::effective_method(world, request), Method::GET | Method::HEAD);
+    if reads || !status.is_success() || !world.behaviour.echo_marker {
+        return;
+    }
+    if let Some(marker) = marker::of(request)
+        && !world.written_markers.add(&marker)
+    {
+        world.counters.repeated_writes += 1;
+    }
 }
 
 /// Waits for a place in the session and on the node; the answer of a full queue otherwise.

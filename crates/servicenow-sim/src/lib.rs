@@ -44,7 +44,7 @@
 //!   reached, percent-encoded paths included; `left_early` and `cut_requests` that a client went away.
 //! - [`GeneratedFile`]: attachments of up to 4 GiB made of [`pattern`] while they are sent. Uploads to
 //!   `/api/now/attachment/file` may have any size; over 16 MiB they are hashed and counted, not held.
-//! - `echo_marker`: whose answer it is.
+//! - `echo_marker`: whose answer it is, and in `repeated_writes` whether a marked write happened twice.
 //!
 //! # Demo data (the default)
 //! Client `bearerd-demo`, secret `demo-secret`, redirect URI `http://127.0.0.1:8081/oauth/callback`, application user

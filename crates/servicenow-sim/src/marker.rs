@@ -1,15 +1,37 @@
 //! Answers that say whose they are: what a test of a proxy needs to see that no two callers were mixed up.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
 use bytes::Bytes;
 use http::header::HeaderName;
 
 use crate::message::{Reply, SimRequest};
 
-/// Marks an answer with the request's `X-Sim-Marker` (or `sysparm_sim_marker`) and the user that its credentials belong
-/// to. With `body_bytes` the body of a good answer is exactly so long and made of the two, but not shorter than they are.
-pub(crate) fn mark(request: &SimRequest, user: Option<&str>, body_bytes: usize, mut reply: Reply) -> Reply {
+/// The marker of a request: its `X-Sim-Marker`, or its `sysparm_sim_marker`.
+pub(crate) fn of(request: &SimRequest) -> Option<String> {
     let in_query = || request.query_value("sysparm_sim_marker");
-    let marker = request.header("x-sim-marker").map(str::to_owned).or_else(in_query).unwrap_or_default();
+    request.header("x-sim-marker").map(str::to_owned).or_else(in_query)
+}
+
+/// The markers of the writes that were carried out.
+#[derive(Debug, Default)]
+pub(crate) struct WrittenMarkers {
+    hashes: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl WrittenMarkers {
+    /// `false` if a write with this marker was carried out before.
+    pub(crate) fn add(&mut self, marker: &str) -> bool {
+        self.hashes.len() >= MARKERS_MAX || self.hashes.insert(self.hasher.hash_one(marker))
+    }
+}
+
+/// Marks an answer with the request's marker and the user that its credentials belong to. With `body_bytes` the body
+/// of a good answer is exactly so long and made of the two, but not shorter than they are.
+pub(crate) fn mark(request: &SimRequest, user: Option<&str>, body_bytes: usize, mut reply: Reply) -> Reply {
+    let marker = of(request).unwrap_or_default();
     let user = user.unwrap_or_default();
     if body_bytes > 0 && reply.status.is_success() && !reply.body.is_empty() {
         reply.body = body(&marker, user, body_bytes.min(BODY_BYTES_MAX));
@@ -33,6 +55,7 @@ fn body(marker: &str, user: &str, bytes: usize) -> Bytes {
     body.into()
 }
 
+const MARKERS_MAX: usize = 4_000_000;
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]

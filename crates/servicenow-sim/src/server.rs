@@ -159,6 +159,7 @@ impl Acceptor {
         let mut is_last = false;
         loop {
             tokio::select! {
+                biased;
                 () = cut.cancelled() => return,
                 () = last.cancelled(), if !is_last => {
                     is_last = true;
@@ -206,6 +207,7 @@ impl Acceptor {
         let requests_max = state.shared.world().behaviour.connection_requests_max;
         if requests_max > 0 && arrival.number >= requests_max {
             last.cancel();
+            tokio::task::yield_now().await; // the connection learns of it before the answer is written
         }
         let is_http2 = request.version() == Version::HTTP_2;
         let is_head = request.method() == Method::HEAD;

@@ -11,6 +11,7 @@ use crate::clock::SimTime;
 use crate::counters::Counters;
 use crate::faults::{FaultRule, FaultStatus};
 use crate::ledger::Ledger;
+use crate::marker::WrittenMarkers;
 use crate::request_log::{MalformedRequest, RequestRecord};
 use crate::settings::{ClientSettings, UserSettings};
 use crate::tokens::{TokenFamily, TokenSelection, WhichTokens};
@@ -124,7 +125,9 @@ impl SimState {
     }
 
     pub fn reset_counters(&self) {
-        self.shared.world().counters.reset();
+        let mut world = self.shared.world();
+        world.counters.reset();
+        world.written_markers = WrittenMarkers::default();
     }
 
     /// Waits until the counters satisfy `condition`. Put a time-out around it. Cancel safe.

@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::faults::FaultBook;
 use crate::ledger::{ExchangeBook, Ledger};
+use crate::marker::WrittenMarkers;
 use crate::mint::{TokenKey, TokenMinter};
 use crate::rate::RateRule;
 use crate::request_log::{MalformedLog, RequestLog};
@@ -43,6 +44,7 @@ pub(crate) struct World {
     pub(crate) faults: FaultBook,
     pub(crate) counters: Counters,
     pub(crate) exchanges: ExchangeBook,
+    pub(crate) written_markers: WrittenMarkers,
     pub(crate) log: RequestLog,
     pub(crate) malformed: MalformedLog,
     last_connection: u64,
@@ -82,6 +84,7 @@ impl World {
             faults: FaultBook::default(),
             counters: Counters::default(),
             exchanges: ExchangeBook::default(),
+            written_markers: WrittenMarkers::default(),
             log: RequestLog::default(),
             malformed: MalformedLog::default(),
             last_connection: 0,

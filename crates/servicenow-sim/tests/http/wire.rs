@@ -299,6 +299,17 @@ async fn marked_answers_say_whose_they_are() {
     assert_eq!(filled.json()["result"]["marker"], "q-18");
     assert_eq!(filled.json()["result"]["user"], "svc.integration");
     assert_eq!(get(&sim, INCIDENTS, &[("X-Sim-Marker", "m")]).await.header("x-sim-user"), Some(""));
+    let write = [
+        headers[0],
+        ("Accept", "application/json"),
+        ("Content-Type", "application/json"),
+        ("X-Sim-Marker", "w-1"),
+    ];
+    for repeated in [0, 1, 2] {
+        let answer = send(sim.local_addr(), "POST", "/api/now/table/incident", &write, "{}").await.unwrap();
+        assert_eq!((answer.status, answer.header("x-sim-marker")), (201, Some("w-1")));
+        assert_eq!(sim.state().counters().repeated_writes, repeated);
+    }
 }
 
 #[tokio::test]
