@@ -25,37 +25,30 @@ impl Default for Lines {
 impl Lines {
     /// Appends the record's line to `out`. The members, their order and their names are a promise: `docs/access-records.md`.
     pub(crate) fn append(&mut self, record: &AccessRecord, out: &mut Vec<u8>) {
-        out.reserve(LINE_BYTES_MAX);
-        out.extend_from_slice(b"{\"time\":\"");
-        out.extend_from_slice(&self.time.of(record.started_at));
-        out.push(b'"');
-        text(out, b",\"request_id\":\"", &record.request_id);
-        text(out, b",\"caller_key\":\"", &record.caller_key);
-        text(out, b",\"connection\":\"", &record.connection);
-        if let Some(generation) = record.generation {
-            number(out, b",\"generation\":", generation);
-        }
-        text(out, b",\"policy\":\"", &record.policy);
-        if let Some(rule) = record.rule {
-            number(out, b",\"rule\":", rule.into());
-        }
-        text(out, b",\"family\":\"", &record.family);
-        text(out, b",\"table\":\"", &record.table);
-        text(out, b",\"method\":\"", &record.method);
-        number(out, b",\"status\":", record.status.into());
-        word(out, b",\"error\":\"", record.error.unwrap_or_default());
-        word(out, b",\"instance_verdict\":\"", record.instance_verdict.unwrap_or_default());
-        number(out, b",\"bytes_in\":", record.bytes_in);
-        number(out, b",\"bytes_out\":", record.bytes_out);
-        if let Some(micros) = record.decided_us {
-            number(out, b",\"decided_us\":", micros);
-        }
-        if let Some(micros) = record.first_byte_us {
-            number(out, b",\"first_byte_us\":", micros);
-        }
-        number(out, b",\"total_us\":", record.total_us);
-        text(out, b",\"traceparent\":\"", &record.traceparent);
-        text(out, b",\"transaction_id\":\"", &record.transaction_id);
+        let line = &mut self.line;
+        line.len = 0;
+        line.fixed(b"{\"time\":\"");
+        line.fixed(&self.time.of(record.started_at));
+        line.fixed(b"\"");
+        line.text(b",\"request_id\":\"", &record.request_id);
+        line.text(b",\"caller_key\":\"", &record.caller_key);
+        line.text(b",\"connection\":\"", &record.connection);
+        line.number_if(b",\"generation\":", record.generation);
+        line.text(b",\"policy\":\"", &record.policy);
+        line.number_if(b",\"rule\":", record.rule.map(u64::from));
+        line.text(b",\"family\":\"", &record.family);
+        line.text(b",\"table\":\"", &record.table);
+        line.text(b",\"method\":\"", &record.method);
+        line.number(b",\"status\":", record.status.into());
+        line.word(b",\"error\":\"", record.error.unwrap_or_default());
+        line.word(b",\"instance_verdict\":\"", record.instance_verdict.unwrap_or_default());
+        line.number(b",\"bytes_in\":", record.bytes_in);
+        line.number(b",\"bytes_out\":", record.bytes_out);
+        line.number_if(b",\"decided_us\":", record.decided_us);
+        line.number_if(b",\"first_byte_us\":", record.first_byte_us);
+        line.number(b",\"total_us\":", record.total_us);
+        line.text(b",\"traceparent\":\"", &record.traceparent);
+        line.text(b",\"transaction_id\":\"", &record.transaction_id);
         if let Some(source) = record.source {
             line.address(b",\"source\":\"", source);
         }
@@ -163,6 +156,8 @@ impl Line {
 
 /// The longest line: every member at its longest; the test `the_longest_line` says how much that is.
 pub(crate) const LINE_BYTES_MAX: usize = 1_216;
+/// … and the longest copy behind its end.
+const LINE_SPACE_BYTES: usize = LINE_BYTES_MAX + 128;
 /// Longer than every code and verdict.
 const WORD_BYTES_MAX: usize = 64;
 
