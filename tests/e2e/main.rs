@@ -18,5 +18,6 @@ mod network;
 mod restart;
 mod revocation;
 mod scale;
+mod sockets;
 mod startup;
 mod tokens;

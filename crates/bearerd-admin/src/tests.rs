@@ -590,6 +590,21 @@ async fn an_active_connection_shows_everything_but_its_tokens() {
     door.check_no_secret_was_said();
 }
 
+#[tokio::test]
+async fn an_integration_says_what_it_shows_and_speaks() {
+    let door = door().await;
+    let made = door.add_integration("it").await.expect(201).body;
+    assert_eq!((&made["http2"], &made["client_certificate_file"]), (&json!(false), &Value::Null));
+    let mut body = integration("it");
+    body["http2"] = json!(true);
+    let put = async |body: &Value| door.call("PUT", "/v1/integrations/it", body.clone()).await;
+    assert_eq!(put(&body).await.expect(200).body["http2"], true);
+    body["client_certificate_file"] = json!("/nonexistent/client.pem");
+    assert_eq!(put(&body).await.problem(422, "invalid_request").body["field"], "client_key_file");
+    body["client_key_file"] = json!("/nonexistent/client.key");
+    assert_eq!(put(&body).await.problem(422, "invalid_request").body["field"], "client_certificate_file");
+}
+
 /// A generic provider: nothing is derived for it, and its refresh tokens rotate unless the operator says otherwise.
 #[tokio::test]
 async fn a_generic_integration_says_what_its_server_is_like() {

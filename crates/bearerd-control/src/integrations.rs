@@ -6,6 +6,7 @@ use bearerd_model::{
     ClientSecret, Connection, DeathCause, Endpoints, GrantType, InstanceOrigin, Integration, IntegrationId,
     Lifecycle, Profile, ProfileName, Provider, TokenEndpointAuth, UnixTime,
 };
+use bearerd_net::EgressError;
 use bearerd_store::{Claim, Kind};
 use tracing::info;
 use url::Url;
@@ -39,6 +40,10 @@ pub struct IntegrationSpec {
     /// Whether a refresh spends the refresh token. `None`: as the provider does.
     pub rotates_refresh_tokens: Option<bool>,
     pub ca_file: Option<String>,
+    /// With [`Self::client_key_file`], or neither.
+    pub client_certificate_file: Option<String>,
+    pub client_key_file: Option<String>,
+    pub http2: bool,
 }
 
 /// Longest client id, in bytes: ServiceNow's are 32.
@@ -96,7 +101,9 @@ impl Control {
                 "the client_credentials grant needs one (RFC 6749 §4.4)",
             ));
         }
-        self.tokens.check_trust(&next).map_err(|error| ActError::invalid("ca_file", error.to_string()))?;
+        self.tokens
+            .check_trust(&next)
+            .map_err(|error| ActError::invalid(member_at_fault(&error), error.to_string()))?;
         if let Some(old) = &old {
             self.refuse_lost_profiles(old, &next).await?;
         }
@@ -246,6 +253,9 @@ impl Control {
                 .unwrap_or(Integration::REFRESH_TOKEN_LIFETIME_DEFAULT),
             rotates_refresh_tokens: rotates(spec.provider, spec.rotates_refresh_tokens),
             ca_file: spec.ca_file,
+            client_certificate_file: spec.client_certificate_file,
+            client_key_file: spec.client_key_file,
+            http2: spec.http2,
             created_at: old.map_or(now, |old| old.created_at),
             updated_at: now,
         })
@@ -511,6 +521,20 @@ fn is_same(old: &Integration, next: &Integration) -> bool {
         && old.refresh_token_lifetime == next.refresh_token_lifetime
         && old.rotates_refresh_tokens == next.rotates_refresh_tokens
         && old.ca_file == next.ca_file
+        && old.client_certificate_file == next.client_certificate_file
+        && old.client_key_file == next.client_key_file
+        && old.http2 == next.http2
+}
+
+/// The member of an integration that names the file at fault.
+fn member_at_fault(error: &EgressError) -> &'static str {
+    match error {
+        EgressError::ClientCertificate { .. } => "client_certificate_file",
+        EgressError::ClientKey { .. }
+        | EgressError::ClientKeyMismatch { .. }
+        | EgressError::ClientPairHalf => "client_key_file",
+        _ => "ca_file",
+    }
 }
 
 fn check_spec(spec: &IntegrationSpec, rules: &InstanceRules) -> Result<(), ActError> {

@@ -683,6 +683,9 @@ pub(crate) fn spec(instance: &Instance) -> IntegrationSpec {
         refresh_token_lifetime: None,
         rotates_refresh_tokens: None,
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        http2: false,
     }
 }
 

@@ -92,6 +92,13 @@ pub struct Integration {
     pub rotates_refresh_tokens: bool,
     /// PEM file with the authorities that vouch for the instance, instead of the system's.
     pub ca_file: Option<String>,
+    /// PEM file with the certificate shown to an instance that asks for one, then its intermediates. With
+    /// `client_key_file`, or neither.
+    pub client_certificate_file: Option<String>,
+    /// PEM file with its private key.
+    pub client_key_file: Option<String>,
+    /// Calls go over HTTP/2 where the instance speaks it.
+    pub http2: bool,
     pub created_at: UnixTime,
     pub updated_at: UnixTime,
 }

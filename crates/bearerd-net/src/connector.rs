@@ -6,7 +6,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +16,12 @@ use std::{
 
 use bearerd_model::InstanceOrigin;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::CryptoProvider,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,6 +34,7 @@ use zeroize::Zeroizing;
 use crate::{
     address::{AddressKind, address_allowed},
     egress::{self, Egress, EgressError, EgressSettings, ProxyAddress},
+    pem::{self, PairFault},
     stream::Stream,
 };
 
@@ -39,16 +45,21 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Largest head of a proxy's answer to CONNECT; real ones are a few hundred bytes.
 const PROXY_REPLY_BYTES_MAX: usize = 8 * 1024;
 
-/// Dials instances with one set of trust roots and one way out. Cheap to clone; clones are the same connector.
+/// Dials instances with one set of trust roots, one identity and one way out. Cheap to clone; clones are the same
+/// connector.
 ///
-/// TLS sessions are resumed within one connector only: resumption skips the chain check, so a session must not
-/// outlive a change of trust roots.
+/// TLS sessions are resumed within one connector only: resumption skips the chain check and shows no certificate, so a
+/// session must not outlive a change of either.
 #[derive(Clone)]
 pub struct Connector(Arc<Inner>);
 
 struct Inner {
     pool_key: u64,
+    /// Offers what [`IntegrationTrust::http2`] says.
     tls: TlsConnector,
+    /// Offers HTTP/1.1 alone, for calls that do not share a connection.
+    tls_http1: TlsConnector,
+    http2: bool,
     shared: Arc<Shared>,
 }
 
@@ -56,9 +67,33 @@ struct Inner {
 struct Shared {
     egress: Egress,
     resolver: Resolver,
-    /// Connectors by the CA certificates they trust, so that the same file read twice gives the same connector.
+    /// What is trusted where an integration names no CA file.
+    roots: Arc<RootCertStore>,
+    /// Connectors by what is in their files, so that the same content read twice gives the same connector.
     /// Entries whose connector is gone are dropped at the next insertion.
-    by_ca: Mutex<Vec<(Vec<CertificateDer<'static>>, Weak<Inner>)>>,
+    by_identity: Mutex<Vec<(Identity, Weak<Inner>)>>,
+}
+
+/// What an integration has of its own for the way to its instance. The default: nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IntegrationTrust {
+    /// PEM: the authorities that vouch for the instance, instead of those of `[egress]`.
+    pub ca_file: Option<PathBuf>,
+    /// PEM: the certificate shown to an instance that asks for one, then its intermediates. With
+    /// [`Self::client_key_file`] or not at all.
+    pub client_certificate_file: Option<PathBuf>,
+    /// PEM: its private key (PKCS#8, PKCS#1 or SEC1).
+    pub client_key_file: Option<PathBuf>,
+    /// HTTP/2 where the instance speaks it; over plain http, by prior knowledge.
+    pub http2: bool,
+}
+
+/// [`IntegrationTrust`], by content. A certificate stands for its key: only the one that belongs to it is accepted.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    authorities: Option<Vec<CertificateDer<'static>>>,
+    shown: Option<Vec<CertificateDer<'static>>>,
+    http2: bool,
 }
 
 impl Connector {
@@ -72,31 +107,44 @@ impl Connector {
     }
 
     fn with_resolver(settings: &EgressSettings, resolver: Resolver) -> Result<Self, EgressError> {
-        let roots = match &settings.ca_file {
+        let roots = Arc::new(match &settings.ca_file {
             None => egress::system_roots(),
             Some(path) => egress::roots_of(path, &egress::certificates_of(path)?)?,
+        });
+        let shared = Shared {
+            egress: Egress::new(settings)?,
+            resolver,
+            roots: Arc::clone(&roots),
+            by_identity: Mutex::default(),
         };
-        let shared = Shared { egress: Egress::new(settings)?, resolver, by_ca: Mutex::default() };
-        Ok(Self(Arc::new(Inner::new(roots, Arc::new(shared))?)))
+        Ok(Self(Arc::new(Inner::new(roots, None, false, Arc::new(shared))?)))
     }
 
-    /// The connector that trusts the CAs in the PEM file at `path` instead, and leaves the same way. Reads the file
-    /// each time; the same certificates give the same connector for as long as somebody holds it.
+    /// The connector for an integration with `trust` of its own, which leaves the same way. Reads the files each time; the
+    /// same content gives the same connector for as long as somebody holds it. Made from any connector of the same
+    /// `[egress]`, it is the same.
     ///
     /// # Errors
-    /// [`EgressError`] if the file cannot be read or holds no usable certificate.
-    pub fn with_ca_file(&self, path: &Path) -> Result<Self, EgressError> {
-        let certificates = egress::certificates_of(path)?;
-        let mut by_ca = self.0.shared.by_ca.lock().unwrap_or_else(PoisonError::into_inner);
+    /// [`EgressError`] if a file cannot be read or used, or half of the client's pair is missing.
+    pub fn with_identity(&self, trust: &IntegrationTrust) -> Result<Self, EgressError> {
+        let authorities = trust.ca_file.as_deref().map(egress::certificates_of).transpose()?;
+        let pair = client_pair(trust)?;
+        let identity =
+            Identity { authorities, shown: pair.as_ref().map(|pair| pair.cert.clone()), http2: trust.http2 };
+        let shared = &self.0.shared;
+        let mut by_identity = shared.by_identity.lock().unwrap_or_else(PoisonError::into_inner);
         let known =
-            by_ca.iter().find(|(known, _)| *known == certificates).and_then(|(_, inner)| inner.upgrade());
+            by_identity.iter().find(|(known, _)| *known == identity).and_then(|(_, inner)| inner.upgrade());
         if let Some(inner) = known {
             return Ok(Self(inner));
         }
-        let roots = egress::roots_of(path, &certificates)?;
-        let inner = Arc::new(Inner::new(roots, Arc::clone(&self.0.shared))?);
-        by_ca.retain(|(_, inner)| inner.strong_count() > 0);
-        by_ca.push((certificates, Arc::downgrade(&inner)));
+        let roots = match (&trust.ca_file, &identity.authorities) {
+            (Some(path), Some(authorities)) => Arc::new(egress::roots_of(path, authorities)?),
+            _ => Arc::clone(&shared.roots),
+        };
+        let inner = Arc::new(Inner::new(roots, pair, trust.http2, Arc::clone(shared))?);
+        by_identity.retain(|(_, inner)| inner.strong_count() > 0);
+        by_identity.push((identity, Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -111,6 +159,11 @@ impl Connector {
         self.0.pool_key
     }
 
+    /// Whether connections may come to speak HTTP/2: [`Stream::negotiated_h2`] says which do.
+    pub fn http2(&self) -> bool {
+        self.0.http2
+    }
+
     /// Opens a connection to `to`, ready for the first byte of a request. Must run on a tokio runtime with I/O and
     /// time. Dropping the future closes whatever was open; a name look-up under way ends by itself.
     ///
@@ -120,34 +173,43 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`]; the server has not seen a byte of any request.
     pub async fn connect(&self, to: &InstanceOrigin) -> Result<Stream, ConnectError> {
-        self.connect_within(to, Duration::MAX).await
+        let Inner { tls, http2, shared, .. } = &*self.0;
+        self.connect_within(to, shared.egress.connect_timeout, tls, *http2).await
     }
 
-    /// [`Self::connect`] under the smaller of its own limit and `limit`.
-    pub(crate) async fn connect_within(
+    /// [`Self::connect`], for HTTP/1.1 alone, under the smaller of its own limit and `limit`.
+    pub(crate) async fn connect_http1(
         &self,
         to: &InstanceOrigin,
         limit: Duration,
     ) -> Result<Stream, ConnectError> {
         let limit = limit.min(self.0.shared.egress.connect_timeout);
-        let mut stage = ConnectStage::Resolve;
-        let outcome = timeout(limit, self.dial(to, &mut stage)).await;
-        outcome.unwrap_or(Err(ConnectError::TimedOut { stage, limit }))
+        self.connect_within(to, limit, &self.0.tls_http1, false).await
     }
 
-    async fn dial(&self, to: &InstanceOrigin, stage: &mut ConnectStage) -> Result<Stream, ConnectError> {
-        let tcp = match self.0.shared.egress.proxy_for(to) {
-            None => self.dial_directly(to, stage).await?,
-            Some(proxy) => self.dial_through(proxy, to, stage).await?,
-        };
-        if !to.is_tls() {
-            return Ok(Stream::Plain(tcp));
-        }
-        *stage = ConnectStage::Tls;
-        let tls_error = |source| ConnectError::Tls { fault: TlsFault::of(&source), source };
-        let name = server_name(to).map_err(tls_error)?;
-        let tls = self.0.tls.connect(name, tcp).await.map_err(tls_error)?;
-        Ok(Stream::Tls(Box::new(tls)))
+    async fn connect_within(
+        &self,
+        to: &InstanceOrigin,
+        limit: Duration,
+        tls: &TlsConnector,
+        http2: bool,
+    ) -> Result<Stream, ConnectError> {
+        let mut stage = ConnectStage::Resolve;
+        let dialled = timeout(limit, async {
+            let tcp = match self.0.shared.egress.proxy_for(to) {
+                None => self.dial_directly(to, &mut stage).await?,
+                Some(proxy) => self.dial_through(proxy, to, &mut stage).await?,
+            };
+            if !to.is_tls() {
+                return Ok(if http2 { Stream::PriorKnowledge(tcp) } else { Stream::Plain(tcp) });
+            }
+            stage = ConnectStage::Tls;
+            let tls_error = |source| ConnectError::Tls { fault: TlsFault::of(&source), source };
+            let name = server_name(to).map_err(tls_error)?;
+            let tls = tls.connect(name, tcp).await.map_err(tls_error)?;
+            Ok(Stream::Tls(Box::new(tls)))
+        });
+        dialled.await.unwrap_or(Err(ConnectError::TimedOut { stage, limit }))
     }
 
     async fn dial_directly(
@@ -210,20 +272,59 @@ impl fmt::Debug for Connector {
 }
 
 impl Inner {
-    fn new(roots: RootCertStore, shared: Arc<Shared>) -> Result<Self, EgressError> {
+    fn new(
+        roots: Arc<RootCertStore>,
+        shown: Option<CertifiedKey>,
+        http2: bool,
+        shared: Arc<Shared>,
+    ) -> Result<Self, EgressError> {
         /// Each connector of the process takes the next number.
         static POOL_KEY_NEXT: AtomicU64 = AtomicU64::new(1);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut tls = match shown {
+            None => builder.with_no_client_auth(),
+            Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))),
+        };
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         // A request must never ride in replayable early data.
         tls.enable_early_data = false;
+        let tls_http1 = TlsConnector::from(Arc::new(tls.clone()));
+        let tls = if http2 {
+            tls.alpn_protocols.insert(0, b"h2".to_vec());
+            // A session is for the protocol that it was made with.
+            tls.resumption = Resumption::default();
+            TlsConnector::from(Arc::new(tls))
+        } else {
+            tls_http1.clone()
+        };
         let pool_key = POOL_KEY_NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { pool_key, tls: TlsConnector::from(Arc::new(tls)), shared })
+        Ok(Self { pool_key, tls, tls_http1, http2, shared })
     }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// What is shown to an instance that asks.
+fn client_pair(trust: &IntegrationTrust) -> Result<Option<CertifiedKey>, EgressError> {
+    let (certificate_file, key_file) = match (&trust.client_certificate_file, &trust.client_key_file) {
+        (None, None) => return Ok(None),
+        (Some(certificate_file), Some(key_file)) => (certificate_file, key_file),
+        _ => return Err(EgressError::ClientPairHalf),
+    };
+    let pair = pem::certified_key(certificate_file, key_file, &provider());
+    pair.map(Some).map_err(|fault| match fault {
+        PairFault::Certificate(source) => {
+            EgressError::ClientCertificate { path: certificate_file.clone(), source }
+        }
+        PairFault::Key(source) => EgressError::ClientKey { path: key_file.clone(), source },
+        PairFault::Mismatch => {
+            EgressError::ClientKeyMismatch { certificate: certificate_file.clone(), key: key_file.clone() }
+        }
+    })
 }
 
 /// Why there is no connection. In every case the server has seen no request.
@@ -367,8 +468,12 @@ enum Resolver {
     /// getaddrinfo on a blocking thread: hosts file, search domains and nsswitch count, as for every other program.
     System,
     #[cfg(test)]
-    Scripted(fn(&str) -> Vec<std::net::IpAddr>),
+    Scripted(Answers),
 }
+
+/// What a name leads to, in tests.
+#[cfg(test)]
+type Answers = Box<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>;
 
 impl Resolver {
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -502,10 +607,81 @@ fn tunnel_status(reply: &[u8]) -> Result<Option<u16>, EgressFault> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::testing::{ConnectProxy, FarSide, Leaf, Script, TestCa, dead_address, origin};
 
     const NAME: &str = "dev1.service-now.com";
+    /// P-14: forty addresses that no name may lead to, of every kind that is not public.
+    const INSIDE: [&str; 40] = [
+        "127.0.0.1",
+        "127.1.2.3",
+        "127.255.255.254",
+        "::1",
+        "10.0.0.1",
+        "10.4.255.255",
+        "10.255.255.255",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.0.1",
+        "192.168.255.255",
+        "fc00::1",
+        "fd00:ec2::254",
+        "fec0::1",
+        "169.254.169.254",
+        "169.254.170.2",
+        "fe80::1",
+        "100.64.0.1",
+        "100.100.100.200",
+        "100.127.255.255",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:169.254.169.254",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::10.0.0.1",
+        "2001::1",
+        "2002:7f00:1::",
+        "0.0.0.0",
+        "0.1.2.3",
+        "::",
+        "224.0.0.1",
+        "255.255.255.255",
+        "ff02::1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "2001:db8::1",
+        "240.0.0.1",
+    ];
+
+    fn resolver(answer: impl Fn(&str) -> Vec<IpAddr> + Send + Sync + 'static) -> Resolver {
+        Resolver::Scripted(Box::new(answer))
+    }
+
+    fn trusting(ca_file: &std::path::Path) -> IntegrationTrust {
+        IntegrationTrust { ca_file: Some(ca_file.to_owned()), ..IntegrationTrust::default() }
+    }
+
+    /// Trusts `ca`, and shows `leaf`.
+    fn showing(ca: &TestCa, leaf: &Leaf) -> IntegrationTrust {
+        let (certificate_file, key_file) = ca.install_as("client", leaf);
+        IntegrationTrust {
+            client_certificate_file: Some(certificate_file),
+            client_key_file: Some(key_file),
+            ..trusting(&ca.ca_file)
+        }
+    }
+
+    /// What comes back for one request.
+    async fn ask(stream: &mut Stream) -> io::Result<String> {
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        Ok(reply)
+    }
 
     fn hello() -> Script {
         Script::Reply(b"hello".to_vec())
@@ -575,20 +751,13 @@ mod tests {
             allow_private_instances: vec!["10.5.0.0/16".parse().unwrap()],
             ..EgressSettings::default()
         };
-        let resolver = Resolver::Scripted(|name| {
-            vec![match name {
-                "loopback.test" => [127, 0, 0, 1].into(),
-                "private.test" => [10, 0, 0, 1].into(),
-                "metadata.test" => [169, 254, 169, 254].into(),
-                "six.test" => std::net::Ipv6Addr::LOCALHOST.into(),
-                "mapped.test" => std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
-                other => panic!("{other} was resolved"),
-            }]
-        });
-        let connector = Connector::with_resolver(&settings, resolver).unwrap();
-        for name in ["loopback", "private", "metadata", "six", "mapped"] {
-            let error = connector.connect(&origin(&format!("https://{name}.test"))).await.unwrap_err();
-            assert_eq!(error.reason(), "address not allowed", "{name}: {error:?}");
+        // The list of what each address is, is the address module's; here it comes by way of a name.
+        for text in INSIDE {
+            let address: IpAddr = text.parse().unwrap();
+            let connector = Connector::with_resolver(&settings, resolver(move |_| vec![address])).unwrap();
+            let error = connector.connect(&origin(&format!("https://{NAME}"))).await.unwrap_err();
+            let told = matches!(error, ConnectError::AddressRefused { address: told, .. } if told == address);
+            assert!(told, "{text}: {error:?}");
         }
         let connector = Connector::new(&settings).unwrap();
         let answer = [address("127.0.0.1:443"), address("149.96.0.1:443"), address("10.5.0.1:443")];
@@ -602,6 +771,32 @@ mod tests {
             connector.connect(&origin("https://0.0.0.0")).await.unwrap_err().reason(),
             "address not allowed"
         );
+    }
+
+    /// P-14: a resolver that changes its mind. Each connection looks the name up once, and dials what it judged. What comes
+    /// of the dialling is the network's, where the test runs.
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_judged_by_the_answer_that_is_dialled() {
+        let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = origin(&format!("https://{NAME}:{}", inside.local_addr().unwrap().port()));
+        let settings = EgressSettings {
+            allow_private_instances: vec!["240.0.0.0/4".parse().unwrap()],
+            ..EgressSettings::default()
+        };
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let flip_flop = resolver(move |_| match count.fetch_add(1, Ordering::Relaxed) % 2 {
+            0 => vec![[240, 0, 0, 1].into()],
+            _ => vec![[127, 0, 0, 1].into()],
+        });
+        let connector = Connector::with_resolver(&settings, flip_flop).unwrap();
+        for turn in 0..6 {
+            let error = connector.connect(&to).await.unwrap_err();
+            let refused = matches!(error, ConnectError::AddressRefused { kind: AddressKind::Loopback, .. });
+            assert_eq!(refused, turn % 2 == 1, "{turn}: {error:?}");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 6);
+        assert!(inside.accept().now_or_never().is_none());
     }
 
     /// The same by the system's resolver.
@@ -666,7 +861,7 @@ mod tests {
             ..EgressSettings::default()
         };
         // Of names, only the proxy's is resolved here.
-        let resolver = Resolver::Scripted(|name| match name {
+        let resolver = resolver(|name| match name {
             "proxy.test" => vec![[127, 0, 0, 1].into()],
             "direct.org" => vec![[10, 0, 0, 1].into()],
             other => panic!("{other} was resolved"),
@@ -747,17 +942,145 @@ mod tests {
     fn a_connector_is_known_by_what_it_trusts() {
         let (one, other) = (TestCa::new(), TestCa::new());
         let system = Connector::new(&EgressSettings::default()).unwrap();
-        let with_one = system.with_ca_file(&one.ca_file).unwrap();
-        assert!(with_one.same_as(&system.with_ca_file(&one.ca_file).unwrap()));
-        assert!(with_one.same_as(&with_one.with_ca_file(&one.ca_file).unwrap()));
-        let with_other = system.with_ca_file(&other.ca_file).unwrap();
+        let with_one = system.with_identity(&trusting(&one.ca_file)).unwrap();
+        assert!(with_one.same_as(&system.with_identity(&trusting(&one.ca_file)).unwrap()));
+        assert!(with_one.same_as(&with_one.with_identity(&trusting(&one.ca_file)).unwrap()));
+        let with_other = system.with_identity(&trusting(&other.ca_file)).unwrap();
         for (a, b) in [(&system, &with_one), (&with_one, &with_other), (&system, &with_other)] {
             assert!(!a.same_as(b) && a.pool_key() != b.pool_key());
         }
         assert!(system.same_as(&system.clone()) && system.pool_key() == system.clone().pool_key());
         let gone = with_one.pool_key();
         drop(with_one);
-        assert_ne!(system.with_ca_file(&one.ca_file).unwrap().pool_key(), gone, "a key is never given again");
+        assert_ne!(
+            system.with_identity(&trusting(&one.ca_file)).unwrap().pool_key(),
+            gone,
+            "a key is never given again"
+        );
+    }
+
+    /// P-17: what is shown and what is spoken separate as well; what the files are called does not.
+    #[test]
+    fn a_connector_is_known_by_what_it_shows_and_speaks() {
+        let ca = TestCa::new();
+        let system = Connector::new(&EgressSettings::default()).unwrap();
+        let (one, other) = (ca.issue("one"), ca.issue("other"));
+        let shows_one = system.with_identity(&showing(&ca, &one)).unwrap();
+        let shows_other = system.with_identity(&showing(&ca, &other)).unwrap();
+        let trusts = system.with_identity(&trusting(&ca.ca_file)).unwrap();
+        let http2 = IntegrationTrust { http2: true, ..IntegrationTrust::default() };
+        let speaks = system.with_identity(&http2).unwrap();
+        assert!(speaks.http2() && !trusts.http2() && !shows_one.http2());
+        let all = [&system, &shows_one, &shows_other, &trusts, &speaks];
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[at + 1..] {
+                assert!(!one.same_as(other) && one.pool_key() != other.pool_key());
+            }
+        }
+        let (certificate_file, key_file) = ca.install_as("renamed", &one);
+        let renamed = IntegrationTrust {
+            client_certificate_file: Some(certificate_file),
+            client_key_file: Some(key_file),
+            ..trusting(&ca.ca_file)
+        };
+        assert!(system.with_identity(&renamed).unwrap().same_as(&shows_one));
+        assert!(trusts.with_identity(&http2).unwrap().same_as(&speaks));
+    }
+
+    #[test]
+    fn a_client_certificate_and_its_key_come_together() {
+        let ca = TestCa::new();
+        let system = Connector::new(&EgressSettings::default()).unwrap();
+        let whole = showing(&ca, &ca.issue("one"));
+        let fault = |trust: IntegrationTrust| system.with_identity(&trust).map(drop).unwrap_err();
+        for half in [
+            IntegrationTrust { client_key_file: None, ..whole.clone() },
+            IntegrationTrust { client_certificate_file: None, ..whole.clone() },
+        ] {
+            assert!(matches!(fault(half), EgressError::ClientPairHalf));
+        }
+        let (_, strangers) = ca.install_as("stranger", &ca.issue("two"));
+        let mixed = IntegrationTrust { client_key_file: Some(strangers), ..whole.clone() };
+        assert!(matches!(fault(mixed), EgressError::ClientKeyMismatch { .. }));
+        let gone = IntegrationTrust { client_certificate_file: Some("/nonexistent".into()), ..whole.clone() };
+        assert!(matches!(fault(gone), EgressError::ClientCertificate { .. }));
+        let no_key = IntegrationTrust { client_key_file: Some(ca.ca_file.clone()), ..whole };
+        assert!(matches!(fault(no_key), EgressError::ClientKey { .. }));
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_asks_is_shown_the_client_certificate() {
+        let (ca, clients) = (TestCa::new(), TestCa::new());
+        let far = FarSide::tls_with(hello(), ca.issue("127.0.0.1").server(Some(&clients), &[])).await;
+        let system = Connector::new(&EgressSettings::default()).unwrap();
+        let ours = system.with_identity(&showing(&ca, &clients.issue("bearerd"))).unwrap();
+        let mut stream = ours.connect(&far.https()).await.unwrap();
+        assert_eq!(ask(&mut stream).await.unwrap(), "hello");
+        let strangers = system.with_identity(&showing(&ca, &ca.issue("bearerd"))).unwrap();
+        for refused in [strangers, system.with_identity(&trusting(&ca.ca_file)).unwrap()] {
+            // In TLS 1.3 the client is done before the server has looked.
+            let mut stream = refused.connect(&far.https()).await.unwrap();
+            assert!(ask(&mut stream).await.is_err());
+        }
+        assert_eq!(far.seen().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_session_is_resumed_within_a_connector_alone() {
+        let ca = TestCa::new();
+        let far = FarSide::tls(hello(), &ca.issue("127.0.0.1")).await;
+        let one = ca.connector();
+        for (connector, resumed) in [(&one, false), (&one, true), (&ca.connector(), false), (&one, true)] {
+            let mut stream = connector.connect(&far.https()).await.unwrap();
+            // The tickets come with the answer.
+            assert_eq!(ask(&mut stream).await.unwrap(), "hello");
+            assert_eq!(stream.resumed(), Some(resumed));
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_is_spoken_where_both_want_it() {
+        let ca = TestCa::new();
+        let leaf = ca.issue("127.0.0.1");
+        let system = Connector::new(&EgressSettings::default()).unwrap();
+        let with =
+            |http2| system.with_identity(&IntegrationTrust { http2, ..trusting(&ca.ca_file) }).unwrap();
+        for (alpn, wanted, spoken) in [
+            (&[&b"h2"[..], b"http/1.1"][..], true, true),
+            (&[b"h2", b"http/1.1"], false, false),
+            (&[b"http/1.1"], true, false),
+            (&[], true, false),
+        ] {
+            let far = FarSide::tls_with(hello(), leaf.server(None, alpn)).await;
+            let stream = with(wanted).connect(&far.https()).await.unwrap();
+            assert_eq!(stream.negotiated_h2(), spoken, "{alpn:?} {wanted}");
+        }
+        // A server that speaks nothing else refuses whoever does not.
+        let far = FarSide::tls_with(hello(), leaf.server(None, &[b"h2"])).await;
+        assert!(with(false).connect(&far.https()).await.is_err());
+        // Over plain http there is nothing to negotiate.
+        let far = FarSide::plain(hello()).await;
+        for http2 in [true, false] {
+            let stream = with(http2).connect(&far.http()).await.unwrap();
+            assert_eq!((stream.negotiated_h2(), stream.resumed()), (http2, None));
+        }
+    }
+
+    /// One request needs no HTTP/2, and a token endpoint may stand beside an instance that speaks it.
+    #[tokio::test]
+    async fn one_request_goes_over_http1() {
+        let ca = TestCa::new();
+        let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec();
+        let leaf = ca.issue("127.0.0.1");
+        let trust = IntegrationTrust { http2: true, ..trusting(&ca.ca_file) };
+        let connector = Connector::new(&EgressSettings::default()).unwrap().with_identity(&trust).unwrap();
+        let tls = FarSide::tls_with(Script::Reply(reply.clone()), leaf.server(None, &[b"h2", b"http/1.1"]));
+        let (tls, plain) = (tls.await, FarSide::plain(Script::Reply(reply)).await);
+        for to in [tls.https(), plain.http()] {
+            let request = http::Request::get("/").body(http_body_util::Full::default()).unwrap();
+            let limits = crate::FetchLimits::default();
+            assert_eq!(crate::fetch(&connector, &to, request, limits).await.unwrap().body, "ok");
+        }
     }
 
     #[test]
@@ -765,10 +1088,10 @@ mod tests {
         let system = Connector::new(&EgressSettings::default()).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ca.pem");
-        assert!(matches!(system.with_ca_file(&file), Err(EgressError::CaUnreadable { .. })));
+        assert!(matches!(system.with_identity(&trusting(&file)), Err(EgressError::CaUnreadable { .. })));
         std::fs::write(&file, "no PEM here").unwrap();
-        assert!(matches!(system.with_ca_file(&file), Err(EgressError::CaEmpty { .. })));
+        assert!(matches!(system.with_identity(&trusting(&file)), Err(EgressError::CaEmpty { .. })));
         std::fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(matches!(system.with_ca_file(&file), Err(EgressError::CaMalformed { .. })));
+        assert!(matches!(system.with_identity(&trusting(&file)), Err(EgressError::CaMalformed { .. })));
     }
 }

@@ -1,11 +1,7 @@
 //! The certificate that a door shows and the authorities of the certificates it asks for. Read without waiting, and
 //! replaced together while connections are open (P-24).
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -14,12 +10,12 @@ use rustls::{
     server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 
-use crate::listen::ListenError;
-
-type Fault = Box<dyn std::error::Error + Send + Sync>;
+use crate::{
+    listen::ListenError,
+    pem::{self, Fault, PairFault},
+};
 
 /// The certificates of a door. Files are PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -136,15 +132,12 @@ impl fmt::Debug for CurrentTls {
 
 fn certified_key(settings: &TlsSettings, provider: &CryptoProvider) -> Result<CertifiedKey, ListenError> {
     let (certificate_file, key_file) = (&settings.certificate_file, &settings.key_file);
-    let chain = certificates_of(certificate_file)
-        .map_err(|source| ListenError::Certificate { path: certificate_file.clone(), source })?;
-    let key_fault = |source| ListenError::Key { path: key_file.clone(), source };
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|source| key_fault(source.into()))?;
-    CertifiedKey::from_der(chain, key, provider).map_err(|fault| match fault {
-        rustls::Error::InconsistentKeys(_) => {
+    pem::certified_key(certificate_file, key_file, provider).map_err(|fault| match fault {
+        PairFault::Certificate(source) => ListenError::Certificate { path: certificate_file.clone(), source },
+        PairFault::Key(source) => ListenError::Key { path: key_file.clone(), source },
+        PairFault::Mismatch => {
             ListenError::KeyMismatch { certificate: certificate_file.clone(), key: key_file.clone() }
         }
-        other => key_fault(other.into()),
     })
 }
 
@@ -161,7 +154,7 @@ fn client_verifier(
     };
     let verifier = || -> Result<_, Fault> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates_of(path)? {
+        for certificate in pem::certificates_of(path)? {
             roots.add(certificate)?;
         }
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
@@ -172,10 +165,4 @@ fn client_verifier(
         Ok(builder.build()?)
     };
     verifier().map(Some).map_err(|source| ListenError::ClientCa { path: path.clone(), source })
-}
-
-fn certificates_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let pem = std::fs::read(path)?;
-    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>()?;
-    if chain.is_empty() { Err("it holds no certificate".into()) } else { Ok(chain) }
 }

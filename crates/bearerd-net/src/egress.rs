@@ -71,6 +71,14 @@ pub enum EgressError {
     CaEmpty { path: PathBuf },
     #[error("CA file {} holds a certificate that is malformed", path.display())]
     CaMalformed { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("client certificate file {} is unusable", path.display())]
+    ClientCertificate { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("client key file {} is unusable", path.display())]
+    ClientKey { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("client key file {} does not belong to client certificate file {}", key.display(), certificate.display())]
+    ClientKeyMismatch { certificate: PathBuf, key: PathBuf },
+    #[error("a client certificate and its key are given together or not at all")]
+    ClientPairHalf,
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }

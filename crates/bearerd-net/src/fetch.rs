@@ -122,7 +122,7 @@ pub async fn fetch(
 ) -> Result<Fetched, FetchError> {
     let deadline = Instant::now() + limits.total;
     let request = prepared(origin, request);
-    let stream = connector.connect_within(origin, limits.total).await.map_err(FetchError::NotSent)?;
+    let stream = connector.connect_http1(origin, limits.total).await.map_err(FetchError::NotSent)?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(limits.header_bytes_max.max(HEADER_BYTES_MIN))
         .handshake(TokioIo::new(stream))

@@ -186,3 +186,141 @@ fn is_port(text: &str) -> bool {
 fn is_obfuscated(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Trusts 10.0.0.0/8 and `fd00::/8`.
+    fn judge(values: &[&str], peer: Option<&str>) -> Result<Option<IpAddr>, ForwardedFault> {
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap());
+        let peer = peer.map(|peer| peer.parse().unwrap());
+        forwarded_for(values.iter().map(|value| value.as_bytes()), &trusted, peer)
+    }
+
+    #[track_caller]
+    fn check(values: &[&str], expected: Result<&str, ForwardedFault>) {
+        let expected = expected.map(|text| Some(text.parse().unwrap()));
+        assert_eq!(judge(values, Some("10.0.0.1")), expected, "{values:?}");
+        assert_eq!(judge(values, None), expected, "{values:?} on a unix socket");
+    }
+
+    #[test]
+    fn the_nearest_hop_that_is_no_proxy_calls() {
+        check(&["for=192.0.2.7"], Ok("192.0.2.7"));
+        check(&["for=192.0.2.7, for=10.0.0.2"], Ok("192.0.2.7"));
+        check(&["for=192.0.2.7", "for=10.0.0.2"], Ok("192.0.2.7"));
+        check(&["for=192.0.2.9, for=192.0.2.7"], Ok("192.0.2.7")); // what a caller writes itself does not count
+        check(&["for=10.9.9.9", "for=192.0.2.7, for=10.0.0.2", "for=10.0.0.3"], Ok("192.0.2.7"));
+        check(&["for=_hidden, for=unknown, for=192.0.2.7"], Ok("192.0.2.7"));
+        check(&["for=10.0.0.5, for=10.0.0.2"], Ok("10.0.0.5")); // a caller among the proxies
+        check(&[r#"for="[2001:db8::7]:443";proto=https;by="[fd00::1]""#], Ok("2001:db8::7"));
+        check(&[r#"for="[::ffff:192.0.2.7]""#], Ok("192.0.2.7"));
+        check(&[r#"For="192.0.2.7:47011" ; HOST="a,b;for=1.1.1.1\"""#], Ok("192.0.2.7"));
+        check(&[", ,for=192.0.2.7;,"], Ok("192.0.2.7"));
+        check(&[r#"for="192.0.2.7:_port""#], Ok("192.0.2.7"));
+    }
+
+    #[test]
+    fn who_is_no_proxy_speaks_for_itself() {
+        for values in [&[][..], &["for=192.0.2.9"], &["for=10.0.0.9"], &["broken\""]] {
+            assert_eq!(judge(values, Some("192.0.2.7")), Ok(Some("192.0.2.7".parse().unwrap())));
+            assert_eq!(judge(values, Some("::ffff:192.0.2.7")), Ok(Some("192.0.2.7".parse().unwrap())));
+        }
+        assert!(judge(&["for=192.0.2.7"], Some("::ffff:10.0.0.1")).unwrap() == Some([192, 0, 2, 7].into()));
+    }
+
+    #[test]
+    fn a_proxy_that_does_not_say_who_calls_leaves_it_open() {
+        use ForwardedFault::{Hidden, Malformed, Missing};
+        for (values, fault) in [
+            (&[][..], Missing),
+            (&[""], Missing),
+            (&[" , "], Missing),
+            (&["for=unknown"], Hidden),
+            (&["for=UnKnown"], Hidden),
+            (&["for=_hidden"], Hidden),
+            (&[r#"for="_a.b-c:80""#], Hidden),
+            (&["proto=https"], Hidden),
+            (&["for=192.0.2.7, proto=https"], Hidden), // the nearest hop has no address, so no other counts
+            (&["for=192.0.2.7, for=_hidden, for=10.0.0.2"], Hidden),
+            (&["for=192.0.2.7;for=192.0.2.8"], Malformed),
+            (&["for=192.0.2.7 for=192.0.2.8"], Malformed),
+            (&["for"], Malformed),
+            (&["for="], Malformed),
+            (&["=192.0.2.7"], Malformed),
+            (&["for =192.0.2.7"], Malformed),
+            (&["for= 192.0.2.7"], Malformed),
+            (&["for=192.0.2"], Malformed),
+            (&["for=192.0.2.007"], Malformed),
+            (&["for=0x7f000001"], Malformed),
+            (&["for=example.com"], Malformed),
+            (&["for=192.0.2.7:80"], Malformed), // a colon wants quotes
+            (&["for=[2001:db8::7]"], Malformed),
+            (&[r#"for="2001:db8::7""#], Malformed), // IPv6 wants brackets
+            (&[r#"for="[192.0.2.7]""#], Malformed),
+            (&[r#"for="[fe80::1%eth0]""#], Malformed),
+            (&[r#"for="[2001:db8::7]x""#], Malformed),
+            (&[r#"for="192.0.2.7:""#], Malformed),
+            (&[r#"for="192.0.2.7:123456""#], Malformed),
+            (&[r#"for="192.0.2\.7""#], Malformed), // no escape is looked through
+            (&[r#"for="192.0.2.7"#], Malformed),
+            (&["for=_"], Malformed),
+            (&["for=192.0.2.7, for=\"\x01\""], Malformed),
+            (&["for=\"", "for=192.0.2.7"], Malformed), // a line of a caller's own does not swallow the next
+            (&["192.0.2.7"], Malformed),               // X-Forwarded-For under another name
+        ] {
+            assert_eq!(judge(values, Some("10.0.0.1")), Err(fault), "{values:?}");
+        }
+    }
+
+    /// A hop, as it is written and as it is understood.
+    fn hop() -> impl Strategy<Value = (String, Option<IpAddr>)> {
+        let trusted = any::<[u8; 3]>().prop_map(|[a, b, c]| IpAddr::from([10, a, b, c]));
+        let v4 = any::<[u8; 4]>().prop_map(IpAddr::from);
+        let v6 = any::<[u8; 16]>().prop_map(IpAddr::from);
+        prop_oneof![
+            1 => Just(("for=unknown".to_owned(), None)),
+            1 => Just(("proto=http".to_owned(), None)),
+            6 => prop_oneof![trusted, v4, v6].prop_map(|address| match address {
+                IpAddr::V4(v4) => (format!("by=x;for={v4}"), Some(address)),
+                IpAddr::V6(v6) => (format!("for=\"[{v6}]:1\""), Some(address.to_canonical())),
+            }),
+        ]
+    }
+
+    proptest! {
+        /// The rule as RFC 7239 is used: from the right, past trusted hops.
+        #[test]
+        fn it_reads_as_from_right_to_left(
+            hops in prop::collection::vec(hop(), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let trusted = ["10.0.0.0/8".parse().unwrap()];
+            let mut expected = Err(ForwardedFault::Missing);
+            for (_, address) in hops.iter().rev() {
+                expected = address.map(Some).ok_or(ForwardedFault::Hidden);
+                if !address.is_some_and(|address| is_trusted(address, &trusted)) {
+                    break;
+                }
+            }
+            let written: Vec<&str> = hops.iter().map(|(text, _)| text.as_str()).collect();
+            let (first, second) = written.split_at(cut.index(written.len()));
+            let lines = [first.join(", "), second.join(",")];
+            let found = forwarded_for(lines.iter().map(String::as_bytes), &trusted, None);
+            prop_assert_eq!(found, expected, "{:?}", lines);
+        }
+
+        /// Untrusted bytes never panic, and what a trusted proxy appends on a line of its own decides, or nothing does.
+        #[test]
+        fn no_bytes_of_a_callers_name_another(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let lines = [&bytes[..], b"for=192.0.2.7"];
+            let trusted = ["10.0.0.0/8".parse().unwrap()];
+            let found = forwarded_for(lines.into_iter(), &trusted, Some([10, 0, 0, 1].into()));
+            prop_assert!(matches!(found, Ok(Some(caller)) if caller == IpAddr::from([192, 0, 2, 7]))
+                || found == Err(ForwardedFault::Malformed));
+        }
+    }
+}

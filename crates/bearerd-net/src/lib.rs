@@ -12,6 +12,7 @@ mod egress;
 mod fetch;
 mod forwarded;
 mod listen;
+mod pem;
 mod proxy_protocol;
 mod serve;
 mod socket;
@@ -21,7 +22,7 @@ mod testing;
 
 pub use address::{AddressKind, address_allowed};
 pub use caller::{CallerAddress, CallerRule, Peer};
-pub use connector::{ConnectError, ConnectStage, Connector, EgressFault, TlsFault};
+pub use connector::{ConnectError, ConnectStage, Connector, EgressFault, IntegrationTrust, TlsFault};
 pub use door_tls::{ClientCertificate, DoorCertificate, TlsSettings};
 pub use egress::{EgressError, EgressSettings};
 pub use fetch::{FetchError, FetchLimits, Fetched, ReplyFault, fetch};

@@ -369,7 +369,10 @@ mod tests {
     use tokio_rustls::{TlsConnector, client::TlsStream};
 
     use super::*;
-    use crate::testing::{Leaf, TestCa};
+    use crate::{
+        door_tls::ClientCertificate,
+        testing::{Leaf, TestCa},
+    };
 
     fn anywhere(tls: Option<TlsSettings>) -> ListenSettings {
         ListenSettings { tls, ..ListenSettings::at("127.0.0.1:0") }
@@ -470,13 +473,19 @@ mod tests {
     }
 
     fn client(ca: &TestCa) -> Arc<ClientConfig> {
-        let certificates = crate::egress::certificates_of(&ca.ca_file).unwrap();
+        client_showing(ca, None)
+    }
+
+    fn client_showing(ca: &TestCa, leaf: Option<&Leaf>) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(crate::egress::roots_of(&ca.ca_file, &certificates).unwrap())
-            .with_no_client_auth();
+            .with_root_certificates(ca.roots());
+        let mut config = match leaf {
+            None => builder.with_no_client_auth(),
+            Some(leaf) => builder.with_client_auth_cert(vec![leaf.der()], leaf.private_key()).unwrap(),
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // A resumed session shows the certificate of the first.
         config.resumption = rustls::client::Resumption::disabled();
@@ -508,14 +517,150 @@ mod tests {
         check_echo(&mut before, &old).await;
     }
 
+    /// Whether the door serves who shows `leaf`. In TLS 1.3 a client is done before the door has looked at what it shows.
+    async fn is_let_in(ca: &TestCa, leaf: Option<&Leaf>, address: SocketAddr) -> bool {
+        let talk = async {
+            let mut stream = call(&client_showing(ca, leaf), address).await?;
+            stream.write_all(b"ping").await?;
+            stream.read_exact(&mut [0; 4]).await
+        };
+        talk.await.is_ok()
+    }
+
+    /// P-24: a door with authorities admits whom they vouch for.
+    #[tokio::test]
+    async fn a_client_certificate_is_checked() {
+        let (ca, clients) = (TestCa::new(), TestCa::new());
+        let (good, stranger) = (clients.issue("caller"), ca.issue("caller"));
+        let expired = clients.issue_until("caller", 2020);
+        for (client_certificate, without) in [
+            (None, false),
+            (Some(ClientCertificate::Required), false),
+            (Some(ClientCertificate::Optional), true),
+        ] {
+            let tls = TlsSettings {
+                client_ca_file: Some(clients.ca_file.clone()),
+                client_certificate,
+                ..ca.install(&ca.issue("127.0.0.1"))
+            };
+            let listener = Listener::bind(&anywhere(Some(tls)), &[b"http/1.1"]).unwrap();
+            let address = address_of(&listener);
+            echo(listener);
+            for (leaf, expected) in
+                [(Some(&good), true), (Some(&stranger), false), (Some(&expired), false), (None, without)]
+            {
+                let found = is_let_in(&ca, leaf, address).await;
+                assert_eq!(
+                    found,
+                    expected,
+                    "{client_certificate:?}, {:?}",
+                    leaf.map(|leaf| &leaf.certificate)
+                );
+            }
+        }
+    }
+
+    /// P-24: an authority that was taken away lets nobody in any more, not by a session of before either.
+    #[tokio::test]
+    async fn authorities_are_reloaded_with_the_certificate() {
+        let (ca, old, new) = (TestCa::new(), TestCa::new(), TestCa::new());
+        let (olds, news) = (old.issue("caller"), new.issue("caller"));
+        let files = tempfile::tempdir().unwrap();
+        let client_ca_file = files.path().join("clients.pem");
+        std::fs::copy(&old.ca_file, &client_ca_file).unwrap();
+        let shown = ca.issue("127.0.0.1");
+        let tls = TlsSettings { client_ca_file: Some(client_ca_file.clone()), ..ca.install(&shown) };
+        let listener = Listener::bind(&anywhere(Some(tls)), &[b"http/1.1"]).unwrap();
+        let (address, certificate) = (address_of(&listener), listener.certificate().unwrap());
+        echo(listener);
+        let mut resuming = ClientConfig::clone(&client_showing(&ca, Some(&olds)));
+        resuming.resumption = rustls::client::Resumption::default();
+        let resuming = Arc::new(resuming);
+        let mut before = call(&resuming, address).await.unwrap();
+        check_echo(&mut before, &shown).await;
+        let mut again = call(&resuming, address).await.unwrap();
+        check_echo(&mut again, &shown).await;
+        assert_eq!(again.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+
+        std::fs::copy(&new.ca_file, &client_ca_file).unwrap();
+        certificate.reload().unwrap();
+        for (leaf, expected) in [(&olds, false), (&news, true)] {
+            assert_eq!(is_let_in(&ca, Some(leaf), address).await, expected);
+        }
+        let mut refused = call(&resuming, address).await.unwrap();
+        refused.write_all(b"ping").await.unwrap();
+        assert!(refused.read_exact(&mut [0; 4]).await.is_err());
+        check_echo(&mut before, &shown).await;
+
+        std::fs::write(&client_ca_file, "").unwrap();
+        assert!(matches!(certificate.reload(), Err(ListenError::ClientCa { .. })));
+        assert!(is_let_in(&ca, Some(&news), address).await);
+    }
+
+    #[test]
+    fn a_slip_in_the_settings_opens_no_door() {
+        let ca = TestCa::new();
+        let tls = TlsSettings {
+            client_certificate: Some(ClientCertificate::Required),
+            ..ca.install(&ca.issue("127.0.0.1"))
+        };
+        let bind = |settings: &ListenSettings| Listener::bind(settings, &[]).map(drop);
+        let network: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        assert!(matches!(bind(&anywhere(Some(tls))), Err(ListenError::ClientCaMissing)));
+        for caller_address in [CallerAddress::ProxyProtocol, CallerAddress::Forwarded] {
+            let nobody = ListenSettings { caller_address, ..anywhere(None) };
+            assert!(matches!(bind(&nobody), Err(ListenError::TrustedProxiesMissing)));
+            bind(&ListenSettings { trusted_proxies: network.clone(), ..nobody }).unwrap();
+        }
+        let unused = ListenSettings { trusted_proxies: network, ..anywhere(None) };
+        assert!(matches!(bind(&unused), Err(ListenError::TrustedProxiesUnused)));
+    }
+
+    /// TLS and the PROXY protocol, over a unix socket as over TCP.
+    #[tokio::test]
+    async fn a_unix_socket_speaks_tls_behind_a_header() {
+        let ca = TestCa::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door.sock");
+        let settings = ListenSettings {
+            address: format!("unix:{}", path.display()),
+            caller_address: CallerAddress::ProxyProtocol,
+            ..anywhere(Some(ca.install(&ca.issue("127.0.0.1"))))
+        };
+        let acceptor = Listener::bind(&settings, &[b"http/1.1"]).unwrap().into_acceptor().unwrap();
+        let caller = async {
+            let mut unix = tokio::net::UnixStream::connect(&path).await.unwrap();
+            let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x50\x01\xbb";
+            unix.write_all(header).await.unwrap();
+            let name = ServerName::try_from("127.0.0.1").unwrap();
+            let mut stream = TlsConnector::from(client(&ca)).connect(name, unix).await.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream
+        };
+        let door = async {
+            let (socket, address) = acceptor.accept().await;
+            let (mut stream, peer) = acceptor.handshake(socket, address).await.unwrap();
+            let mut said = String::new();
+            stream.read_to_string(&mut said).await.unwrap();
+            (said, peer, stream)
+        };
+        let (_kept_open, (said, peer, stream)) = tokio::join!(caller, door);
+        assert_eq!(said, "ping");
+        assert!(matches!(stream.socket(), Socket::Unix(_)));
+        assert_eq!(peer, Peer { socket: PeerAddress::Unix, caller: Some([192, 0, 2, 7].into()) });
+        assert_eq!(peer.to_string(), "192.0.2.7 through a unix socket");
+    }
+
     /// P-24: reloads under load fail no handshake.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn reloads_under_load_fail_nothing() {
         let ca = TestCa::new();
         let leaf = ca.issue("127.0.0.1");
-        let listener = Listener::bind(&anywhere(Some(ca.install(&leaf))), &[b"http/1.1"]).unwrap();
-        let (address, certificate, config) =
-            (address_of(&listener), listener.certificate().unwrap(), client(&ca));
+        let tls = TlsSettings { client_ca_file: Some(ca.ca_file.clone()), ..ca.install(&leaf) };
+        let listener = Listener::bind(&anywhere(Some(tls)), &[b"http/1.1"]).unwrap();
+        let (address, certificate) = (address_of(&listener), listener.certificate().unwrap());
+        let config = client_showing(&ca, Some(&ca.issue("caller")));
         echo(listener);
         let calls = tokio::spawn(async move {
             for _ in 0..50 {

@@ -151,3 +151,129 @@ pub(crate) async fn read_header(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A header of `command` and `family` with `rest` behind it.
+    fn header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(rest.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[command, family], &length, rest].concat()
+    }
+
+    fn tcp4(tlvs: &[u8]) -> Vec<u8> {
+        let block = [192, 0, 2, 7, 10, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb];
+        header(0x21, 0x11, &[&block, tlvs].concat())
+    }
+
+    fn tcp6(source: &str) -> Vec<u8> {
+        let source: Ipv6Addr = source.parse().unwrap();
+        header(0x21, 0x21, &[&source.octets()[..], &[0; 16], &[0, 80, 1, 0xbb]].concat())
+    }
+
+    #[track_caller]
+    fn check(bytes: &[u8], expected: Result<ProxyHeader, ProxyHeaderFault>) {
+        assert_eq!(parse_proxy_header(bytes), expected.map(ProxyHeaderProgress::Whole), "{bytes:02x?}");
+    }
+
+    fn caller(text: &str) -> ProxyHeader {
+        ProxyHeader::For(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_header_names_the_caller_or_nobody() {
+        check(&tcp4(b""), Ok(caller("192.0.2.7:12345")));
+        check(&tcp6("2001:db8::7"), Ok(caller("[2001:db8::7]:80")));
+        check(&tcp6("::ffff:192.0.2.7"), Ok(caller("192.0.2.7:80"))); // what an IPv4 rule must match
+        check(&header(0x20, 0x00, b""), Ok(ProxyHeader::Local));
+        check(&header(0x20, 0xff, b"whatever"), Ok(ProxyHeader::Local));
+        check(&header(0x21, 0x00, b""), Ok(ProxyHeader::ForUnknown));
+        check(&header(0x21, 0x31, &[b'/'; 216]), Ok(ProxyHeader::ForUnknown));
+    }
+
+    #[test]
+    fn tlvs_are_framed_and_not_believed() {
+        check(&tcp4(&[0x04, 0, 0]), Ok(caller("192.0.2.7:12345"))); // no-op
+        check(&tcp4(&[0x01, 0, 2, b'h', b'2', 0xea, 0, 1, 9]), Ok(caller("192.0.2.7:12345")));
+        for cut in [&[0x01][..], &[0x01, 0], &[0x01, 0, 1], &[0x01, 0, 2, b'h'], &[0x01, 0xff, 0xff, 1]] {
+            check(&tcp4(cut), Err(ProxyHeaderFault::Malformed));
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_named() {
+        use ProxyHeaderFault::{Command, Family, Malformed, Signature, TextVersion, TooLong};
+        for (bytes, fault) in [
+            (b"GET / HTTP/1.1\r\n".to_vec(), Signature),
+            (b"\x16\x03\x01\x02\0\x01".to_vec(), Signature), // TLS
+            (b"PROXY TCP4 192.0.2.7 10.0.0.1 1 2\r\n".to_vec(), TextVersion),
+            (b"PROXY UNKNOWN\r\n".to_vec(), TextVersion),
+            (header(0x11, 0x11, &[0; 12]), Command), // version 1 in binary
+            (header(0x22, 0x11, &[0; 12]), Command),
+            (header(0x31, 0x11, &[0; 12]), Command),
+            (header(0x21, 0x12, &[0; 12]), Family), // UDP
+            (header(0x21, 0x22, &[0; 36]), Family),
+            (header(0x21, 0x32, &[0; 216]), Family),
+            (header(0x21, 0x41, &[0; 12]), Family),
+            (header(0x21, 0x11, &[0; 11]), Malformed), // shorter than its addresses
+            (header(0x21, 0x21, &[0; 35]), Malformed),
+            (header(0x21, 0x31, &[0; 215]), Malformed),
+            (header(0x20, 0x00, &[0; 1025]), TooLong),
+            ([&tcp4(b"")[..], b"G"].concat(), Malformed), // not to the byte
+        ] {
+            check(&bytes, Err(fault));
+        }
+        let longest = tcp4(&[&[0x04, 0x03, 0xf1][..], &[0; 1009]].concat());
+        assert_eq!(longest.len(), PROXY_HEADER_BYTES_MAX);
+        check(&longest, Ok(caller("192.0.2.7:12345")));
+        // Refused by its length alone, before a byte of it is waited for.
+        check(&header(0x21, 0x11, &[0; 2000])[..FIXED_BYTES], Err(TooLong));
+    }
+
+    /// Not a byte more than the header is taken: what follows is TLS's or HTTP's.
+    #[tokio::test]
+    async fn a_header_is_taken_off_the_stream() {
+        let bytes = [&tcp4(&[0x04, 0, 1, 0])[..], b"GET /"].concat();
+        let mut stream = &bytes[..];
+        let header = read_header(&mut stream).await.unwrap();
+        assert_eq!((header, stream), (caller("192.0.2.7:12345"), &b"GET /"[..]));
+        for cut in 0..tcp4(b"").len() {
+            let error = read_header(&mut &tcp4(b"")[..cut]).await.unwrap_err();
+            assert!(matches!(error, ReadHeaderError::Io(_)), "{cut}: {error:?}");
+        }
+    }
+
+    proptest! {
+        /// Untrusted bytes neither panic nor make us wait for more than the limit; each step asks for more than it had.
+        #[test]
+        fn any_bytes_lead_somewhere(
+            start in prop_oneof![Just(vec![]), Just(SIGNATURE.to_vec()), Just(tcp4(b""))],
+            rest in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let bytes = [start, rest].concat();
+            if let Ok(ProxyHeaderProgress::Needs(total)) = parse_proxy_header(&bytes) {
+                prop_assert!(total > bytes.len() && total <= PROXY_HEADER_BYTES_MAX);
+            }
+        }
+
+        /// A header is whole at its last byte, and before that only ever incomplete.
+        #[test]
+        fn a_header_grows_to_its_end(
+            command in 0x20_u8..=0x21, family in prop_oneof![Just(0x00_u8), Just(0x11), Just(0x21), Just(0x31)],
+            tail in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let addresses = match family { 0x11 => 12, 0x21 => 36, 0x31 => 216, _ => 0 };
+            let length = u16::try_from(tail.len()).unwrap().to_be_bytes();
+            let tlv = [&[0xe0][..], &length, &tail].concat();
+            let bytes = header(command, family, &[&vec![7; addresses][..], &tlv].concat());
+            for end in 0..bytes.len() {
+                let step = parse_proxy_header(&bytes[..end]);
+                prop_assert!(matches!(step, Ok(ProxyHeaderProgress::Needs(total)) if total <= bytes.len()));
+            }
+            prop_assert!(matches!(parse_proxy_header(&bytes), Ok(ProxyHeaderProgress::Whole(_))));
+        }
+    }
+}

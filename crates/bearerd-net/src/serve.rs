@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        ListenSettings,
+        CallerAddress, ListenSettings,
         testing::{TestCa, origin},
     };
 
@@ -287,7 +287,8 @@ mod tests {
                         "/panic" => panic!("the service's fault"),
                         _ => {}
                     }
-                    let text = format!("{:?} from {peer}", request.version());
+                    let caller = peer.caller.map_or_else(|| "nobody".to_owned(), |caller| caller.to_string());
+                    let text = format!("{:?} from {caller} at {}", request.version(), peer.socket);
                     Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
                 }
             });
@@ -325,7 +326,123 @@ mod tests {
         let mut caller = door.dial().await;
         caller.write_all(GET).await.unwrap();
         let own = caller.local_addr().unwrap();
-        assert!(rest_of(&mut caller).await.ends_with(&format!("HTTP/1.1 from {own}")));
+        let expected = format!("HTTP/1.1 from {} at {own}", own.ip());
+        assert!(rest_of(&mut caller).await.ends_with(&expected));
+    }
+
+    /// A PROXY protocol header for 192.0.2.7.
+    const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x50\x01\xbb";
+
+    fn behind(caller_address: CallerAddress, trusted: &str) -> ListenSettings {
+        let trusted_proxies = vec![trusted.parse().unwrap()];
+        ListenSettings { caller_address, trusted_proxies, ..ListenSettings::at("127.0.0.1:0") }
+    }
+
+    #[tokio::test]
+    async fn a_trusted_proxy_names_the_caller_before_anything_else() {
+        let settings = behind(CallerAddress::ProxyProtocol, "127.0.0.0/8");
+        let door = TestDoor::on(Listener::bind(&settings, &[]).unwrap(), ServeLimits::default());
+        let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        let unknown = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
+        for (header, caller) in [(HEADER, "192.0.2.7"), (local, "127.0.0.1"), (unknown, "nobody")] {
+            let reply = door.say(&[header, GET].concat()).await;
+            assert!(reply.contains(&format!("HTTP/1.1 from {caller} at 127.0.0.1:")), "{reply}");
+        }
+        // Who does not say it is not heard, and what is said twice is no request.
+        let text = [b"PROXY TCP4 192.0.2.7 10.0.0.1 80 443\r\n", GET].concat();
+        for silent in [GET, &text, &HEADER[..20]] {
+            assert_eq!(door.say(silent).await, "");
+        }
+        assert!(door.say(&[HEADER, HEADER, GET].concat()).await.starts_with("HTTP/1.1 400 "));
+    }
+
+    #[tokio::test]
+    async fn nobody_else_names_a_caller() {
+        let settings = behind(CallerAddress::ProxyProtocol, "10.0.0.0/8");
+        let door = TestDoor::on(Listener::bind(&settings, &[]).unwrap(), ServeLimits::default());
+        for bytes in [&[HEADER, GET].concat()[..], GET] {
+            assert_eq!(door.say(bytes).await, "");
+        }
+        // On a door that does not ask for it, the header is no request.
+        let door = TestDoor::open(ServeLimits::default());
+        assert!(door.say(&[HEADER, GET].concat()).await.starts_with("HTTP/1.1 400 "));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_never_comes_is_closed() {
+        let settings = behind(CallerAddress::ProxyProtocol, "127.0.0.0/8");
+        let door = TestDoor::on(Listener::bind(&settings, &[]).unwrap(), ServeLimits::default());
+        for begun in [&b""[..], &HEADER[..5], &HEADER[..20]] {
+            let mut caller = door.dial().await;
+            caller.write_all(begun).await.unwrap();
+            let since = Instant::now();
+            assert_eq!(rest_of(&mut caller).await, "");
+            assert_eq!(since.elapsed(), ServeLimits::default().handshake_timeout, "{begun:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn forwarded_is_read_of_each_request_of_a_trusted_proxy() {
+        let ask = |forwarded: &str| {
+            format!("GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{forwarded}\r\n")
+        };
+        for (trusted, forwarded, caller) in [
+            ("127.0.0.0/8", "Forwarded: for=192.0.2.7\r\n", "192.0.2.7"),
+            ("127.0.0.0/8", "Forwarded: for=192.0.2.9\r\nForwarded: for=192.0.2.7\r\n", "192.0.2.7"),
+            ("127.0.0.0/8", "Forwarded: for=_hidden\r\n", "nobody"),
+            ("127.0.0.0/8", "X-Forwarded-For: 192.0.2.7\r\n", "nobody"),
+            ("127.0.0.0/8", "", "nobody"),
+            ("10.0.0.0/8", "Forwarded: for=192.0.2.7\r\n", "127.0.0.1"),
+            ("10.0.0.0/8", "", "127.0.0.1"),
+        ] {
+            let settings = behind(CallerAddress::Forwarded, trusted);
+            let door = TestDoor::on(Listener::bind(&settings, &[]).unwrap(), ServeLimits::default());
+            let reply = door.say(ask(forwarded).as_bytes()).await;
+            assert!(
+                reply.contains(&format!("from {caller} at 127.0.0.1:")),
+                "{trusted} {forwarded:?}: {reply}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_a_door_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door.sock");
+        for (caller_address, bytes, caller) in [
+            (CallerAddress::Peer, GET.to_vec(), "nobody"),
+            (CallerAddress::ProxyProtocol, [HEADER, GET].concat(), "192.0.2.7"),
+            (
+                CallerAddress::Forwarded,
+                b"GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\nForwarded: for=192.0.2.7\r\n\r\n"
+                    .to_vec(),
+                "192.0.2.7",
+            ),
+        ] {
+            let address = format!("unix:{}", path.display());
+            let settings = ListenSettings { caller_address, ..ListenSettings::at(address) };
+            let listener = Listener::bind(&settings, &[]).unwrap();
+            let shutdown = CancellationToken::new();
+            let served = tokio::spawn(serve(
+                listener,
+                ServeLimits::default(),
+                shutdown.clone(),
+                service_fn(async |request: Request<Incoming>| {
+                    let peer: Peer = request.extensions().get().copied().unwrap();
+                    let caller = peer.caller.map_or_else(|| "nobody".to_owned(), |caller| caller.to_string());
+                    let text = format!("from {caller} at {}", peer.socket);
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
+                }),
+            ));
+            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).await.unwrap();
+            assert!(reply.ends_with(&format!("from {caller} at a unix socket")), "{reply}");
+            shutdown.cancel();
+            served.await.unwrap().unwrap();
+            assert!(!path.exists());
+        }
     }
 
     #[tokio::test]

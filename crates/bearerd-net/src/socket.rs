@@ -364,3 +364,144 @@ fn in_use(path: &Path) -> ListenError {
 }
 
 delegate_io!(Socket { Tcp, Unix });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_four_forms() {
+        let parse = |text: &str| text.parse::<ListenAddress>().ok();
+        for (text, expected) in [
+            ("127.0.0.1:80", ListenAddress::Tcp(([127, 0, 0, 1], 80).into())),
+            (" [::1]:80 ", ListenAddress::Tcp("[::1]:80".parse().unwrap())),
+            ("unix:/run/bearerd/proxy.sock", ListenAddress::Unix("/run/bearerd/proxy.sock".into())),
+            ("inherited", ListenAddress::Inherited(None)),
+            ("inherited:proxy", ListenAddress::Inherited(Some("proxy".to_owned()))),
+        ] {
+            assert_eq!(parse(text), Some(expected), "{text}");
+        }
+        for bad in
+            ["", "unix:", "unix:proxy.sock", "unix:@abstract", "inherited:", "inheritedproxy", "Unix:/a"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_octal() {
+        for (text, mode) in [("0660", 0o660), ("660", 0o660), ("0600", 0o600), ("0777", 0o777), ("0", 0)] {
+            assert_eq!(text.parse(), Ok(SocketMode(mode)), "{text}");
+        }
+        for bad in ["", "0888", "rw", "-660", "+660", "0o660", "1777", "7777777777777"] {
+            assert!(bad.parse::<SocketMode>().is_err(), "{bad}");
+        }
+    }
+
+    fn open(path: &Path) -> Result<Listening, ListenError> {
+        let at = ListenAddress::Unix(path.to_owned());
+        Listening::open(&at, SocketMode(0o620), &mut InheritedSockets::none())
+    }
+
+    #[test]
+    fn a_socket_file_has_its_mode_and_goes_with_the_last_clone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door.sock");
+        let listening = open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o620);
+        assert_eq!(listening.address.to_string(), format!("unix:{}", path.display()));
+        let clone = listening.try_clone().unwrap();
+        drop(listening);
+        StdUnixStream::connect(&path).unwrap();
+        drop(clone);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door.sock");
+        let live = open(&path).unwrap();
+        let error = open(&path).map(drop).unwrap_err();
+        assert!(matches!(error, ListenError::AddressInUse { .. }), "{error:?}");
+        StdUnixStream::connect(&path).unwrap();
+        drop(live);
+        // What a killed process leaves: a file that nobody listens on.
+        drop(StdUnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let replaced = open(&path).unwrap();
+        StdUnixStream::connect(&path).unwrap();
+        // Another process took the name over: its file stays.
+        fs::remove_file(&path).unwrap();
+        let successor = StdUnixListener::bind(&path).unwrap();
+        drop(replaced);
+        assert!(path.exists());
+        drop(successor);
+    }
+
+    #[test]
+    fn another_file_is_never_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        fs::write(&path, "data").unwrap();
+        let error = open(&path).map(drop).unwrap_err();
+        assert!(matches!(error, ListenError::NotASocket { .. }), "{error:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
+        // A link to a live socket is no socket either.
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        let _real = open(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(matches!(open(&link), Err(ListenError::NotASocket { .. })));
+        let missing = open(&folder.path().join("missing/door.sock")).map(drop).unwrap_err();
+        assert!(matches!(missing, ListenError::SocketFile { .. }), "{missing:?}");
+        let long = open(&folder.path().join("x".repeat(120))).map(drop).unwrap_err();
+        assert!(matches!(long, ListenError::SocketFile { .. }), "{long:?}");
+    }
+
+    #[test]
+    fn inherited_sockets_are_taken_by_name_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = StdUnixListener::bind(folder.path().join("passed.sock")).unwrap();
+        let tcp = || StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let web = tcp();
+        let address = web.local_addr().unwrap();
+        let mut passed = InheritedSockets::none();
+        for (name, socket) in [("web", OwnedFd::from(web)), ("local", unix.into()), ("twice", tcp().into())] {
+            passed.add(name.to_owned(), socket);
+        }
+        passed.add("twice".to_owned(), tcp());
+        let unlistened = RawSocket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        passed.add("deaf".to_owned(), unlistened);
+
+        let mut take = |name: Option<&str>| {
+            let at = ListenAddress::Inherited(name.map(str::to_owned));
+            Listening::open(&at, SocketMode::default(), &mut passed)
+        };
+        assert_eq!(take(Some("web")).unwrap().address, BoundAddress::Tcp(address));
+        let local = take(Some("local")).unwrap();
+        assert!(matches!(local.address, BoundAddress::Unix(_)));
+        drop(local);
+        // It is the init system's file.
+        assert!(folder.path().join("passed.sock").exists());
+        for (name, words) in [
+            (Some("web"), "the inherited socket \"web\" was not passed to this process"),
+            (Some("twice"), "the inherited socket \"twice\" was passed more than once"),
+            (None, "the inherited socket was passed more than once"),
+            (Some("deaf"), "the inherited socket \"deaf\" is not a listening socket"),
+        ] {
+            assert_eq!(take(name).map(drop).unwrap_err().to_string(), words);
+        }
+        assert_eq!(passed.names().collect::<Vec<_>>(), ["twice", "twice"]);
+        let mut only = InheritedSockets::none();
+        only.add(String::new(), tcp());
+        let at = ListenAddress::Inherited(None);
+        assert!(Listening::open(&at, SocketMode::default(), &mut only).is_ok());
+    }
+
+    #[test]
+    fn an_ipv4_peer_of_an_ipv6_socket_is_ipv4() {
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:80".parse().unwrap();
+        assert_eq!(PeerAddress::from(mapped), PeerAddress::Tcp("192.0.2.7:80".parse().unwrap()));
+        assert_eq!((PeerAddress::Unix.ip(), PeerAddress::Unix.to_string().as_str()), (None, "a unix socket"));
+    }
+}

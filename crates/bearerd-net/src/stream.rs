@@ -1,5 +1,6 @@
 //! The two ends that hyper is run over: [`Stream`] towards an instance, [`ServerStream`] towards a caller.
 
+use rustls::HandshakeKind;
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
@@ -9,14 +10,33 @@ use crate::socket::Socket;
 #[derive(Debug)]
 pub enum Stream {
     Plain(TcpStream),
+    /// Plain, and both ends know without a word that HTTP/2 is spoken (RFC 9113 §3.3).
+    PriorKnowledge(TcpStream),
     Tls(Box<client::TlsStream<TcpStream>>),
 }
 
 impl Stream {
+    /// Whether HTTP/2 is to be spoken, by ALPN or by prior knowledge; otherwise HTTP/1.1.
+    pub fn negotiated_h2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::PriorKnowledge(_) => true,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// Whether the TLS handshake took up an earlier session, so that no certificate was shown. `None` without TLS.
+    pub fn resumed(&self) -> Option<bool> {
+        match self {
+            Self::Plain(_) | Self::PriorKnowledge(_) => None,
+            Self::Tls(tls) => Some(tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)),
+        }
+    }
+
     /// The socket beneath.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Plain(tcp) => tcp,
+            Self::Plain(tcp) | Self::PriorKnowledge(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
         }
     }
@@ -49,7 +69,7 @@ impl ServerStream {
 
 /// Hands every call to the variant inside.
 macro_rules! delegate_io {
-    ($stream:ident { $one:ident, $other:ident }) => {
+    ($stream:ident { $($variant:ident),+ }) => {
         impl tokio::io::AsyncRead for $stream {
             fn poll_read(
                 self: std::pin::Pin<&mut Self>,
@@ -57,8 +77,7 @@ macro_rules! delegate_io {
                 buffer: &mut tokio::io::ReadBuf<'_>,
             ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::$one(stream) => std::pin::Pin::new(stream).poll_read(cx, buffer),
-                    Self::$other(stream) => std::pin::Pin::new(stream).poll_read(cx, buffer),
+                    $(Self::$variant(stream) => std::pin::Pin::new(stream).poll_read(cx, buffer),)+
                 }
             }
         }
@@ -70,8 +89,7 @@ macro_rules! delegate_io {
                 bytes: &[u8],
             ) -> std::task::Poll<std::io::Result<usize>> {
                 match self.get_mut() {
-                    Self::$one(stream) => std::pin::Pin::new(stream).poll_write(cx, bytes),
-                    Self::$other(stream) => std::pin::Pin::new(stream).poll_write(cx, bytes),
+                    $(Self::$variant(stream) => std::pin::Pin::new(stream).poll_write(cx, bytes),)+
                 }
             }
 
@@ -81,15 +99,13 @@ macro_rules! delegate_io {
                 parts: &[std::io::IoSlice<'_>],
             ) -> std::task::Poll<std::io::Result<usize>> {
                 match self.get_mut() {
-                    Self::$one(stream) => std::pin::Pin::new(stream).poll_write_vectored(cx, parts),
-                    Self::$other(stream) => std::pin::Pin::new(stream).poll_write_vectored(cx, parts),
+                    $(Self::$variant(stream) => std::pin::Pin::new(stream).poll_write_vectored(cx, parts),)+
                 }
             }
 
             fn is_write_vectored(&self) -> bool {
                 match self {
-                    Self::$one(stream) => stream.is_write_vectored(),
-                    Self::$other(stream) => stream.is_write_vectored(),
+                    $(Self::$variant(stream) => stream.is_write_vectored(),)+
                 }
             }
 
@@ -98,8 +114,7 @@ macro_rules! delegate_io {
                 cx: &mut std::task::Context<'_>,
             ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::$one(stream) => std::pin::Pin::new(stream).poll_flush(cx),
-                    Self::$other(stream) => std::pin::Pin::new(stream).poll_flush(cx),
+                    $(Self::$variant(stream) => std::pin::Pin::new(stream).poll_flush(cx),)+
                 }
             }
 
@@ -108,8 +123,7 @@ macro_rules! delegate_io {
                 cx: &mut std::task::Context<'_>,
             ) -> std::task::Poll<std::io::Result<()>> {
                 match self.get_mut() {
-                    Self::$one(stream) => std::pin::Pin::new(stream).poll_shutdown(cx),
-                    Self::$other(stream) => std::pin::Pin::new(stream).poll_shutdown(cx),
+                    $(Self::$variant(stream) => std::pin::Pin::new(stream).poll_shutdown(cx),)+
                 }
             }
         }
@@ -118,5 +132,5 @@ macro_rules! delegate_io {
 
 pub(crate) use delegate_io;
 
-delegate_io!(Stream { Plain, Tls });
+delegate_io!(Stream { Plain, PriorKnowledge, Tls });
 delegate_io!(ServerStream { Plain, Tls });

@@ -9,7 +9,7 @@ use std::{
 
 use bearerd_model::InstanceOrigin;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
+use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tempfile::TempDir;
 use tokio::{
@@ -56,11 +56,22 @@ impl TestCa {
 
     /// Writes `leaf` to the one pair of files that this returns.
     pub(crate) fn install(&self, leaf: &Leaf) -> TlsSettings {
-        let certificate_file = self.directory.path().join("door.pem");
-        let key_file = self.directory.path().join("door.key");
+        let (certificate_file, key_file) = self.install_as("door", leaf);
+        TlsSettings::new(certificate_file, key_file)
+    }
+
+    /// Writes `leaf` to the pair of files that `name` names.
+    pub(crate) fn install_as(&self, name: &str, leaf: &Leaf) -> (PathBuf, PathBuf) {
+        let certificate_file = self.directory.path().join(format!("{name}.pem"));
+        let key_file = self.directory.path().join(format!("{name}.key"));
         std::fs::write(&certificate_file, &leaf.certificate).unwrap();
         std::fs::write(&key_file, &leaf.key).unwrap();
-        TlsSettings::new(certificate_file, key_file)
+        (certificate_file, key_file)
+    }
+
+    pub(crate) fn roots(&self) -> RootCertStore {
+        let certificates = crate::egress::certificates_of(&self.ca_file).unwrap();
+        crate::egress::roots_of(&self.ca_file, &certificates).unwrap()
     }
 
     /// A connector that trusts this CA alone.
@@ -88,16 +99,26 @@ impl Leaf {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
     }
 
-    fn acceptor(&self) -> TlsAcceptor {
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+    pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
+    }
+
+    /// A server that shows this, wants a certificate of `clients`, and speaks `alpn`.
+    pub(crate) fn server(&self, clients: Option<&TestCa>, alpn: &[&[u8]]) -> ServerConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let verifier = clients.map_or_else(WebPkiClientVerifier::no_client_auth, |ca| {
+            let builder =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()), Arc::clone(&provider));
+            builder.build().unwrap()
+        });
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![self.der()], key)
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![self.der()], self.private_key())
             .unwrap();
-        TlsAcceptor::from(Arc::new(config))
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        config
     }
 }
 
@@ -127,7 +148,11 @@ impl FarSide {
     }
 
     pub(crate) async fn tls(script: Script, leaf: &Leaf) -> Self {
-        Self::start(script, Some(leaf.acceptor())).await
+        Self::tls_with(script, leaf.server(None, &[])).await
+    }
+
+    pub(crate) async fn tls_with(script: Script, config: ServerConfig) -> Self {
+        Self::start(script, Some(TlsAcceptor::from(Arc::new(config)))).await
     }
 
     async fn start(script: Script, tls: Option<TlsAcceptor>) -> Self {

@@ -41,6 +41,8 @@ fn main() -> Outcome {
     fixtures.write("", &Root { secret: RootSecret::from_bytes([0x52; 32]) })?;
     fixtures.write("", &integration()?)?;
     fixtures.write("public_client", &public_integration()?)?;
+    // The others were written before an integration had a certificate and a protocol of its own.
+    fixtures.write("complete", &complete_integration()?)?;
     fixtures.write("", &connection()?)?;
     for (shape, lifecycle) in [
         ("awaiting_consent", Lifecycle::AwaitingConsent { since: at(10) }),
@@ -156,6 +158,9 @@ fn integration() -> Outcome<Integration> {
         refresh_token_lifetime: Integration::REFRESH_TOKEN_LIFETIME_DEFAULT,
         rotates_refresh_tokens: false,
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        http2: false,
         created_at: at(1),
         updated_at: at(2),
     })
@@ -178,6 +183,19 @@ fn public_integration() -> Outcome<Integration> {
         refresh_token_lifetime: Duration::from_hours(1),
         rotates_refresh_tokens: false,
         ca_file: Some("/etc/bearerd/local-ca.pem".to_owned()),
+        ..integration()?
+    })
+}
+
+fn complete_integration() -> Outcome<Integration> {
+    Ok(Integration {
+        id: IntegrationId::parse("complete")?,
+        provider: Provider::Generic,
+        rotates_refresh_tokens: true,
+        ca_file: Some("/etc/bearerd/ca.pem".to_owned()),
+        client_certificate_file: Some("/etc/bearerd/client.pem".to_owned()),
+        client_key_file: Some("/etc/bearerd/client.key".to_owned()),
+        http2: true,
         ..integration()?
     })
 }

@@ -807,6 +807,9 @@ pub fn canary_integration() -> Integration {
         refresh_token_lifetime: Integration::REFRESH_TOKEN_LIFETIME_DEFAULT,
         rotates_refresh_tokens: false,
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        http2: false,
         created_at: at,
         updated_at: at,
     }

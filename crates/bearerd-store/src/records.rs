@@ -307,6 +307,13 @@ struct IntegrationV1<'a> {
     #[serde(default)]
     rotates_refresh_tokens: bool,
     ca_file: Option<Cow<'a, str>>,
+    /// This and the next two: absent in the records of before there was such a choice.
+    #[serde(default)]
+    client_certificate_file: Option<Cow<'a, str>>,
+    #[serde(default)]
+    client_key_file: Option<Cow<'a, str>>,
+    #[serde(default)]
+    http2: bool,
     created_at: UnixTime,
     updated_at: UnixTime,
 }
@@ -357,6 +364,9 @@ impl<'a> IntegrationV1<'a> {
             refresh_token_lifetime_s: integration.refresh_token_lifetime.as_secs(),
             rotates_refresh_tokens: integration.rotates_refresh_tokens,
             ca_file: integration.ca_file.as_deref().map(Cow::Borrowed),
+            client_certificate_file: integration.client_certificate_file.as_deref().map(Cow::Borrowed),
+            client_key_file: integration.client_key_file.as_deref().map(Cow::Borrowed),
+            http2: integration.http2,
             created_at: integration.created_at,
             updated_at: integration.updated_at,
         }
@@ -382,6 +392,9 @@ impl<'a> IntegrationV1<'a> {
             refresh_token_lifetime: Duration::from_secs(self.refresh_token_lifetime_s),
             rotates_refresh_tokens: self.rotates_refresh_tokens,
             ca_file: self.ca_file.map(Cow::into_owned),
+            client_certificate_file: self.client_certificate_file.map(Cow::into_owned),
+            client_key_file: self.client_key_file.map(Cow::into_owned),
+            http2: self.http2,
             created_at: self.created_at,
             updated_at: self.updated_at,
         })

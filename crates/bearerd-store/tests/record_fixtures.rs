@@ -38,6 +38,7 @@ fn v1() -> Vec<(&'static str, RecordKey)> {
         ("root", RecordKey::new(Kind::Root, "root")),
         ("integration", RecordKey::new(Kind::Integration, "dev1")),
         ("integration.public_client", RecordKey::new(Kind::Integration, "local")),
+        ("integration.complete", RecordKey::new(Kind::Integration, "complete")),
         ("connection", connection("hr")),
         ("connection.awaiting_consent", connection("awaiting-consent")),
         ("connection.awaiting_confirmation", connection("awaiting-confirmation")),
@@ -135,6 +136,9 @@ async fn integrations_open() {
         refresh_token_lifetime,
         rotates_refresh_tokens,
         ca_file,
+        client_certificate_file,
+        client_key_file,
+        http2,
         created_at,
         updated_at,
     } = load("dev1").await;
@@ -158,7 +162,7 @@ async fn integrations_open() {
     assert_eq!(profiles, [("default".to_owned(), consented), ("machine".to_owned(), machine)]);
     assert_eq!(refresh_token_lifetime, Duration::from_hours(2_400));
     assert!(!rotates_refresh_tokens, "from before there was a choice");
-    assert_eq!(ca_file, None);
+    assert_eq!((ca_file, client_certificate_file, client_key_file, http2), (None, None, None, false));
     assert_eq!((created_at, updated_at), (at(1), at(2)));
 
     let public: Integration = load("local").await;
@@ -171,6 +175,13 @@ async fn integrations_open() {
     assert!(!public.pkce);
     assert_eq!(public.refresh_token_lifetime, Duration::from_hours(1));
     assert_eq!(public.ca_file.as_deref(), Some("/etc/bearerd/local-ca.pem"));
+
+    let complete: Integration = load("complete").await;
+    assert_eq!(complete.provider, Provider::Generic);
+    assert!(complete.rotates_refresh_tokens && complete.http2);
+    assert_eq!(complete.ca_file.as_deref(), Some("/etc/bearerd/ca.pem"));
+    assert_eq!(complete.client_certificate_file.as_deref(), Some("/etc/bearerd/client.pem"));
+    assert_eq!(complete.client_key_file.as_deref(), Some("/etc/bearerd/client.key"));
 }
 
 #[tokio::test]

@@ -227,11 +227,12 @@ prop_compose! {
         instance in instance(),
         (client_id, client_secret) in (text(), option::of(secret())),
         [authorization, token, revocation] in [text(), text(), text()],
-        [basic, pkce, rotates_refresh_tokens]: [bool; 3],
+        [basic, pkce, rotates_refresh_tokens, http2]: [bool; 4],
         redirect_uri in text(),
         profiles in collection::btree_map(profile_name(), (any::<bool>(), collection::vec(text(), 0..3)), 0..3),
         lifetime_s: u64,
-        ca_file in option::of(text()),
+        [ca_file, client_certificate_file, client_key_file] in
+            [option::of(text()), option::of(text()), option::of(text())],
         [created_at, updated_at] in [time(), time()],
     ) -> Integration {
         let profile = |(machine, scopes)| Profile {
@@ -252,6 +253,9 @@ prop_compose! {
             refresh_token_lifetime: Duration::from_secs(lifetime_s),
             rotates_refresh_tokens,
             ca_file,
+            client_certificate_file,
+            client_key_file,
+            http2,
             created_at,
             updated_at,
         }

@@ -1,10 +1,10 @@
 //! The calls the engine makes at an instance: the token endpoint, the revocation endpoint, and the consenting user's
 //! own record.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bearerd_model::{AccessToken, Clock, InstanceOrigin, InstanceUser, Integration};
-use bearerd_net::{Connector, EgressError, FetchError, FetchLimits, Fetched, fetch};
+use bearerd_net::{Connector, EgressError, FetchError, FetchLimits, Fetched, IntegrationTrust, fetch};
 use bearerd_oauth::{
     Client, EncodedTokenRequest, RevocableToken, RevocationError, TokenRequest, parse_revocation_response,
     parse_token_response,
@@ -54,16 +54,20 @@ const REVOCATION_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to the user call: four fields of one record.
 const USER_BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// The way to an instance, with the integration's own trust where it names one. The CA file is read each time, so
-/// that a replaced one counts; equal content gives the same connector and so the same pool.
+/// The way to an instance, with what the integration has of its own for it. The files are read each time, so that a
+/// replaced one counts; equal content gives the same connector and so the same pool.
 ///
 /// # Errors
-/// The CA file cannot be used.
+/// A file cannot be used.
 pub(crate) fn connector_for(base: &Connector, integration: &Integration) -> Result<Connector, EgressError> {
-    match &integration.ca_file {
-        None => Ok(base.clone()),
-        Some(path) => base.with_ca_file(Path::new(path)),
-    }
+    let path = |file: &Option<String>| file.as_ref().map(PathBuf::from);
+    let trust = IntegrationTrust {
+        ca_file: path(&integration.ca_file),
+        client_certificate_file: path(&integration.client_certificate_file),
+        client_key_file: path(&integration.client_key_file),
+        http2: integration.http2,
+    };
+    if trust == IntegrationTrust::default() { Ok(base.clone()) } else { base.with_identity(&trust) }
 }
 
 /// Posts a token request and judges the answer.

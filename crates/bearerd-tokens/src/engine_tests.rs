@@ -53,6 +53,9 @@ fn integration_at(id: &str, server: &AuthServer, grant_type: GrantType) -> Integ
         refresh_token_lifetime: REFRESH_LIFE,
         rotates_refresh_tokens: false,
         ca_file: None,
+        client_certificate_file: None,
+        client_key_file: None,
+        http2: false,
         created_at: UnixTime::default(),
         updated_at: UnixTime::default(),
     }
@@ -1005,6 +1008,24 @@ async fn tokens_do_not_follow_their_integration_to_another_instance() {
     assert!(world.engine.peek(&c()).is_none());
     assert!(world.acquire().await.is_err());
     assert_eq!((world.server.count(), elsewhere.count()), (0, 0));
+}
+
+/// P-17: calls go another way as soon as the integration says so; the token stays.
+#[tokio::test]
+async fn another_protocol_is_another_way() {
+    let world = World::fresh(NEW).await;
+    let first = world.acquire().await.unwrap();
+    let changed = world.store.update::<Integration, ()>("i", |integration| {
+        integration.http2 = true;
+        Ok(())
+    });
+    changed.await.unwrap().unwrap();
+    world.apply(Kind::Integration, "i").await;
+    let second = world.acquire().await.unwrap();
+    assert_eq!(bearer(&first), bearer(&second));
+    let (before, after) = (&first.upstream.connector, &second.upstream.connector);
+    assert_eq!((before.http2(), after.http2()), (false, true));
+    assert!(!Arc::ptr_eq(&first.upstream, &second.upstream) && before.pool_key() != after.pool_key());
 }
 
 /// I-4: whoever holds a token can tell whether another one goes the same way for the same connection.

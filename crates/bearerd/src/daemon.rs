@@ -179,7 +179,7 @@ impl Daemon {
         })
     }
 
-    /// Serves until SIGTERM or SIGINT; SIGHUP reads the certificates again.
+    /// Serves until SIGTERM or SIGINT; SIGHUP reads certificates again, the doors' and the integrations'.
     ///
     /// # Errors
     /// The signals cannot be listened for.
@@ -207,6 +207,13 @@ impl Daemon {
                 }
             }
         }
+        let tokens = self.tokens.clone();
+        tokio::spawn(async move {
+            // Reads the files that integrations name; connections to instances follow where their content changed.
+            for (key, error) in tokens.apply_all().await {
+                warn!(record = %key, %error, "{key} was not read again: {error}");
+            }
+        });
         warn!("SIGHUP reads certificates again; other settings need a restart");
     }
 

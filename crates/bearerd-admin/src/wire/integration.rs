@@ -101,9 +101,20 @@ pub struct IntegrationRequest {
     /// PEM file on bearerd's machine with the authorities that vouch for the instance, instead of the system's.
     #[serde(default)]
     pub ca_file: Option<String>,
+    /// PEM file on bearerd's machine with the certificate shown to the instance if it asks for one, then its
+    /// intermediates. With `client_key_file`, or neither.
+    #[serde(default)]
+    pub client_certificate_file: Option<String>,
+    /// PEM file on bearerd's machine with its private key, not encrypted.
+    #[serde(default)]
+    pub client_key_file: Option<String>,
+    /// Whether calls go over HTTP/2 where the instance speaks it. Default: false.
+    #[serde(default)]
+    pub http2: bool,
 }
 
 /// Our OAuth client as registered at one instance.
+#[expect(clippy::struct_excessive_bools, reason = "each is a member of the document")]
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Integration {
     #[schema(value_type = String)]
@@ -127,6 +138,9 @@ pub struct Integration {
     /// Whether a refresh spends the refresh token.
     pub rotates_refresh_tokens: bool,
     pub ca_file: Option<String>,
+    pub client_certificate_file: Option<String>,
+    pub client_key_file: Option<String>,
+    pub http2: bool,
     pub created_at: WireTime,
     pub updated_at: WireTime,
     /// Under a generic provider: what its server must know of this client.
@@ -196,6 +210,9 @@ impl IntegrationRequest {
             refresh_token_lifetime: self.refresh_token_lifetime_secs.map(Duration::from_secs),
             rotates_refresh_tokens: self.rotates_refresh_tokens,
             ca_file: self.ca_file,
+            client_certificate_file: self.client_certificate_file,
+            client_key_file: self.client_key_file,
+            http2: self.http2,
         })
     }
 }
@@ -253,6 +270,9 @@ impl From<model::Integration> for Integration {
             refresh_token_lifetime_secs: integration.refresh_token_lifetime.as_secs(),
             rotates_refresh_tokens: integration.rotates_refresh_tokens,
             ca_file: integration.ca_file,
+            client_certificate_file: integration.client_certificate_file,
+            client_key_file: integration.client_key_file,
+            http2: integration.http2,
             created_at: integration.created_at.into(),
             updated_at: integration.updated_at.into(),
             servicenow_form,

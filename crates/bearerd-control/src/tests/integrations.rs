@@ -381,6 +381,16 @@ async fn what_cannot_be_an_integration_is_refused() {
         ("no life", with(&|spec| spec.refresh_token_lifetime = Some(Duration::ZERO)), "invalid_request"),
         ("no CA", with(&|spec| spec.ca_file = Some("/nonexistent".into())), "invalid_request"),
         (
+            "a certificate without its key",
+            with(&|spec| spec.client_certificate_file = Some("/nonexistent".into())),
+            "invalid_request",
+        ),
+        (
+            "a key without its certificate",
+            with(&|spec| spec.client_key_file = Some("/nonexistent".into())),
+            "invalid_request",
+        ),
+        (
             "a scope of two words",
             with(&|spec| {
                 spec.profiles.entry(ProfileName::default()).or_default().scopes = vec!["a b".into()];

@@ -96,6 +96,15 @@ pub(crate) struct AddIntegration {
     /// PEM file, on bearerd's machine, with the authorities that vouch for the instance
     #[arg(long, value_name = "FILE")]
     ca_file: Option<String>,
+    /// PEM file, on bearerd's machine, with the certificate shown to an instance that asks for one
+    #[arg(long, value_name = "FILE", requires = "client_key_file")]
+    client_certificate_file: Option<String>,
+    /// PEM file, on bearerd's machine, with its private key
+    #[arg(long, value_name = "FILE", requires = "client_certificate_file")]
+    client_key_file: Option<String>,
+    /// Call the instance over HTTP/2 where it speaks it
+    #[arg(long)]
+    http2: bool,
     /// Change the integration if it exists; without a client secret, the stored one stays
     #[arg(long)]
     replace: bool,
@@ -216,6 +225,9 @@ async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Repo
             .to_owned(),
         ),
         ("CA file", or_dash(integration.ca_file.as_deref())),
+        ("client certificate", or_dash(integration.client_certificate_file.as_deref())),
+        ("client key", or_dash(integration.client_key_file.as_deref())),
+        ("HTTP/2", if integration.http2 { "where the instance speaks it" } else { "off" }.to_owned()),
         ("created", when_exactly(Some(integration.created_at), now)),
         ("changed", when_exactly(Some(integration.updated_at), now)),
     ];
@@ -251,6 +263,9 @@ impl AddIntegration {
             refresh_token_lifetime_secs: self.refresh_token_lifetime.map(|life| life.as_secs()),
             rotates_refresh_tokens: self.rotates_refresh_tokens,
             ca_file: self.ca_file,
+            client_certificate_file: self.client_certificate_file,
+            client_key_file: self.client_key_file,
+            http2: self.http2,
         })
     }
 }

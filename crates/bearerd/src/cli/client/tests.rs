@@ -192,6 +192,18 @@ async fn from_integration_to_key() {
 }
 
 #[tokio::test]
+async fn an_integration_shows_and_speaks_what_it_is_told() {
+    let daemon = daemon().await;
+    daemon.ok(&format!("{ADD_HR} --http2"), &["added"]).await;
+    daemon.ok("integration show hr", &["HTTP/2", "where the instance speaks it", "client certificate"]).await;
+    daemon.ok(&format!("{ADD_HR} --replace"), &["changed"]).await;
+    daemon.ok("integration show hr", &["off"]).await;
+    let line =
+        format!("{ADD_HR} --replace --client-certificate-file /nonexistent --client-key-file /nonexistent");
+    daemon.fails(&line, "invalid_request", Exit::Usage).await;
+}
+
+#[tokio::test]
 async fn a_generic_provider_is_told_apart() {
     let daemon = daemon().await;
     daemon.ok(ADD_HR, &["In ServiceNow"]).await;
