@@ -33,21 +33,21 @@ pub(crate) fn honest_encoded_query() -> impl Strategy<Value = String> {
 /// Decoded; each piece is hostile with this probability.
 pub(crate) fn encoded_query(hostile: f64) -> impl Strategy<Value = String> {
     let honest = select(&["^", "^", "^OR", "^NQ"][..]);
-    let field = prop_oneof![12 => select(FIELDS), 2 => select(OTHER_FIELDS)];
+    let field = || prop_oneof![12 => select(FIELDS), 2 => select(OTHER_FIELDS)];
     let value = prop_oneof![
         12 => select(WORDS).prop_map(str::to_owned),
         1 => "[ -~]{1,12}",
         1 => "\\PC{1,6}",
         1 => select(FRAGMENTS).prop_map(|fragment| format!("x{fragment}")),
     ];
-    let condition = (field, select(OPERATORS), value).prop_map(condition);
+    let condition = (field(), select(OPERATORS), value).prop_map(condition);
     let piece = move |honest: BoxedStrategy<String>| {
         (honest, option::weighted(hostile, select(FRAGMENTS)))
             .prop_map(|(honest, hostile)| hostile.map_or(honest, str::to_owned))
     };
     let join = piece(honest.prop_map(str::to_owned).boxed());
     let condition = piece(condition.boxed());
-    let order = (select(&["^ORDERBY", "^ORDERBYDESC", "^GROUPBY"][..]), select(FIELDS));
+    let order = (select(&["^ORDERBY", "^ORDERBYDESC", "^GROUPBY"][..]), field());
     (condition.clone(), vec((join, condition), 0..6), option::of(order)).prop_map(|(first, more, order)| {
         let mut query = first;
         query.extend(more.into_iter().flat_map(|(join, condition)| [join, condition]));
