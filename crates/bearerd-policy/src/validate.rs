@@ -138,8 +138,9 @@ fn validate_records(rule: usize, given: &Rule, records: &RecordRule) -> Result<(
     if !given.families.iter().all(|family| *family == FamilyName::table()) {
         return Err(beside("the family table alone: no other query can be narrowed"));
     }
-    if given.tables == TableSet::All {
-        return Err(beside("tables by name: its fields are looked up in each"));
+    match &given.tables {
+        TableSet::All => return Err(beside("tables by name: its fields are looked up in each")),
+        TableSet::Named(names) => check_size(rule, "tables", names.len(), RECORD_TABLES_MAX)?,
     }
     if !given.methods.0.iter().filter_map(|name| Method::parse(name)).all(Method::is_safe) {
         return Err(beside("GET and HEAD alone: it opens nothing else"));
@@ -200,6 +201,8 @@ const MAPPED_PREFIX_LEN: u8 = 96;
 /// Half of what a request target may have: the caller's own query comes on top.
 const CONDITION_BYTES_MAX: usize = 4096;
 const FIELDS_MAX: usize = 200;
+/// Each is looked up at every instance when the policy is saved.
+const RECORD_TABLES_MAX: usize = 20;
 /// What ServiceNow answers in one page by default.
 const LIMIT_MAX: u32 = 10_000;
 const CONCURRENCY: RangeInclusive<u32> = 1..=100_000;
@@ -361,6 +364,8 @@ mod tests {
         says(&|rule, _| rule.families = families(&["table", "stats"]), "the family table alone");
         says(&|rule, _| rule.tables = TableSet::All, "tables by name");
         says(&|rule, _| rule.methods.0.extend(["PATCH".to_owned()]), "GET and HEAD alone");
+        let many = (0..=RECORD_TABLES_MAX).map(|n| format!("t{n}")).collect();
+        says(&|rule, _| rule.tables = TableSet::Named(BTreeSet::clone(&many)), "more than 20");
         says(&|_, records| records.limit_max = 0, "1 to 10000");
         says(&|_, records| records.limit_max = 10_001, "1 to 10000");
         says(&|_, records| records.condition = "a".repeat(CONDITION_BYTES_MAX + 1), "4096 bytes");
