@@ -23,7 +23,7 @@ pub use decision::{Call, ConnectionFacts, Decision, DenyReason, Opened};
 pub use key::{ApiKey, KeyFault, KeyKind, PresentedKey};
 pub use limits::{InFlight, KeyLimits, LimitRefusal};
 pub use method::{Method, Methods};
-pub use record_rule::{QueryRefused, RecordRule, RecordRuleFault};
+pub use record_rule::{EncodedQueryFault, Excerpt, QueryRefused, RecordRule, RecordRuleFault};
 pub use records::{CompiledRecords, compile as compile_records};
 pub use shared::{SharedSnapshot, SnapshotReader};
 pub use snapshot::{KeyRefusal, Snapshot};
