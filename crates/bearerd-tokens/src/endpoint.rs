@@ -201,8 +201,8 @@ pub(crate) async fn read_user(
     token: &AccessToken,
     timeout: Duration,
 ) -> Result<InstanceUser, UserCallError> {
-    let connector = connector_for(base, integration)
-        .map_err(|error| UserCallError::Unreachable(chain(&error)))?;
+    let connector =
+        connector_for(base, integration).map_err(|error| UserCallError::Unreachable(chain(&error)))?;
     let limits =
         FetchLimits { total: timeout, body_bytes_max: USER_BODY_BYTES_MAX, ..FetchLimits::default() };
     let read = get_records(&connector, &integration.instance, token.to_bearer_header(), USER_PATH, limits);
@@ -261,8 +261,7 @@ fn parse_records<T: DeserializeOwned>(fetched: &Fetched) -> Result<Vec<T>, Recor
     if html || fetched.body.trim_ascii_start().first() == Some(&b'<') {
         return Err(RecordsCallError::Asleep);
     }
-    let answer: Answer<T> =
-        serde_json::from_slice(&fetched.body).map_err(|_| RecordsCallError::Malformed)?;
+    let answer: Answer<T> = serde_json::from_slice(&fetched.body).map_err(|_| RecordsCallError::Malformed)?;
     Ok(answer.result)
 }
 

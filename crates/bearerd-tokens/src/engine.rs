@@ -13,8 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use bearerd_model::{
-    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Health, InstanceOrigin, InstanceUser,
-    Integration, PkceVerifier, Profile, UnixTime,
+    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Health, InstanceOrigin,
+    InstanceUser, Integration, PkceVerifier, Profile, UnixTime,
 };
 use bearerd_net::{Connector, EgressError};
 use bearerd_oauth::{RevocableToken, TokenRequest};
@@ -27,8 +27,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use crate::{
-    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, ProcessPlace, RecordsCallError, RevocationCallError,
-    TokenSettings, UserCallError, Waiting,
+    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, ProcessPlace, RecordsCallError,
+    RevocationCallError, TokenSettings, UserCallError, Waiting,
     ahead::Recovered,
     endpoint::{call_token_endpoint, connector_for, read_records, read_user, revoke_token},
     gates::{Gates, TOKEN_CALLS_MAX},
