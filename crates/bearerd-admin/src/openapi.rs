@@ -55,6 +55,7 @@ pub(crate) fn documented() -> OpenApiRouter<App> {
         .routes(routes!(keys::rotate))
         .routes(routes!(policies::list))
         .routes(routes!(policies::show, policies::put, policies::delete))
+        .routes(routes!(policies::explain))
         .routes(routes!(probes::status))
         .routes(routes!(probes::livez))
         .routes(routes!(probes::readyz))

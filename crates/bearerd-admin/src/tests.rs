@@ -729,3 +729,99 @@ async fn lists_come_in_parts() {
         json!({"rules": [{"connections": "all", "tables": {"named": ["in/cident"]}, "methods": ["GET"]}]});
     door.call("PUT", "/v1/policies/f", bad).await.problem(422, "invalid_request");
 }
+
+/// Everything that a rule says comes back, and what it leaves out is its default.
+#[tokio::test]
+async fn a_policy_is_shown_as_it_was_put() {
+    let door = door().await;
+    let rule = json!({
+        "connections": {"labels": {"env": "prod"}}, "families": ["attachment", "now/ui", "sn_sc", "table"],
+        "tables": "all", "methods": ["GET"], "networks": ["10.0.0.0/8", "2001:db8::/32"],
+        "expires_at": "2027-01-01T00:00:00Z",
+    });
+    let body = json!({
+        "description": "files", "rules": [rule, self::rule()],
+        "rate": {"calls": 100, "per_s": 60, "burst": 20}, "concurrency_max": 8,
+    });
+    door.call("PUT", "/v1/policies/files", body.clone()).await.expect(201);
+    let shown = door.get("/v1/policies/files").await.expect(200).body;
+    for member in ["description", "rate", "concurrency_max"] {
+        assert_eq!(shown[member], body[member], "{member}");
+    }
+    assert_eq!(shown["rules"][0], rule);
+    let mut plain = self::rule();
+    plain["families"] = json!(["table"]);
+    assert_eq!(shown["rules"][1], plain);
+    let again = door.call("PUT", "/v1/policies/files", body).await.expect(200);
+    assert_eq!(again.header("etag"), door.get("/v1/policies/files").await.header("etag"));
+
+    let with = |member: &str, value: Value| {
+        let mut rule = self::rule();
+        rule[member] = value;
+        json!({"rules": [rule]})
+    };
+    let records = |records: Value| with("records", records);
+    for (body, field, words) in [
+        (with("families", json!(["batch"])), "rules[0].families[0]", "past every rule"),
+        (with("families", json!(["attachment"])), "rules", "rule 1"),
+        (with("families", json!([])), "rules", "rule 1"),
+        (with("networks", json!(["10.1.0.0/8"])), "rules", "write 10.0.0.0/8"),
+        (with("networks", json!(["here"])), "rules[0].networks[0]", "address"),
+        (with("expires_at", json!("soon")), "rules[0].expires_at", "RFC 3339"),
+        (records(json!({"condition": "active=true", "limit_max": 0})), "rules", "rule 1"),
+        (records(json!({"condition": "active=true^NQstate=1"})), "rules", "^NQ"),
+        (records(json!({"condition": "active=true", "field": []})), "rules[0].records.field", "no such"),
+        (json!({"rules": [self::rule()], "rate": {"calls": 0}}), "rate.calls", "1 to 1000000"),
+        (json!({"rules": [self::rule()], "concurrency_max": 0}), "concurrency_max", "1 to 100000"),
+    ] {
+        let answer = door.call("PUT", "/v1/policies/bad", body).await.problem(422, "invalid_request");
+        assert_eq!(answer.body["field"], field, "{}", answer.body);
+        assert!(answer.body["detail"].as_str().unwrap().contains(words), "{}", answer.body);
+    }
+    // No connection is there that could be asked for the fields.
+    let unchecked = records(json!({"condition": "active=true"}));
+    door.call("PUT", "/v1/policies/own", unchecked).await.problem(409, "unchecked");
+}
+
+#[tokio::test]
+async fn a_call_is_explained() {
+    let door = door().await;
+    door.add_integration("hr").await.expect(201);
+    door.add_active_connection("hr-prod", "hr").await;
+    let mut inside = rule();
+    inside["networks"] = json!(["10.0.0.0/8"]);
+    let rules = json!({"rules": [inside], "rate": {"calls": 10}, "concurrency_max": 2});
+    door.call("PUT", "/v1/policies/readers", rules).await.expect(201);
+    let explain = async |more: Value| {
+        let mut body = json!({"policies": ["readers"], "connection": "hr-prod", "table": "incident"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        door.call("POST", "/v1/policies/explain", body).await
+    };
+    let inside = explain(json!({"source": "::ffff:10.1.2.3"})).await.expect(200).body;
+    let expected = json!({
+        "allowed": true, "policy": "readers", "rule": 1, "reason": null, "nearest": null, "connection_known": true,
+        "records": null,
+        "limits": {"rate": {"calls": 10, "per_s": 1}, "concurrency_max": 2, "in_flight": 0},
+    });
+    assert_eq!(inside, expected);
+    let outside = explain(json!({"source": "192.0.2.1"})).await.expect(200).body;
+    assert_eq!((&outside["allowed"], &outside["nearest"]), (&json!(false), &json!("network")));
+    assert!(!outside["reason"].as_str().unwrap().contains("10."), "{outside}");
+    let absent = explain(json!({"connection": "nothing"})).await.expect(200).body;
+    assert_eq!((&absent["allowed"], &absent["connection_known"]), (&json!(false), &json!(false)));
+    for (more, field) in [
+        (json!({"caller_key_id": "k1"}), "caller_key_id"),
+        (json!({"policies": null}), "caller_key_id"),
+        (json!({"method": "get"}), "method"),
+        (json!({"table": null}), "table"),
+        (json!({"family": "sn_sc"}), "table"),
+        (json!({"family": "v2"}), "family"),
+        (json!({"source": "here"}), "source"),
+        (json!({"wanted": 1}), "wanted"),
+    ] {
+        let answer = explain(more).await.problem(422, "invalid_request");
+        assert_eq!(answer.body["field"], field, "{}", answer.body);
+    }
+    explain(json!({"policies": ["none"]})).await.problem(404, "not_found");
+    door.check_no_secret_was_said();
+}

@@ -4,8 +4,10 @@
 
 mod connections;
 mod consent;
+mod dictionary;
 mod error;
 mod expiry;
+mod explain;
 mod gate;
 mod integrations;
 mod keys;
@@ -37,11 +39,13 @@ pub use connections::{
     ConnectionChange, ConnectionSpec, CreatedConnection, ImportedTokens, IssuedLink, TestReport,
 };
 pub use consent::{BegunConsent, Callback, ConsentFault, LinkPage};
+pub use dictionary::Unchecked;
 pub use error::{ActError, Field};
 pub use expiry::expires_soon;
+pub use explain::{CallSpec, Explanation, Holder, Limits};
 pub use integrations::IntegrationSpec;
 pub use keys::{IssuedKey, KeySpec};
-pub use policies::PolicySpec;
+pub use policies::{PolicySpec, WrittenPolicy};
 use publish::Spread;
 pub use publish::{LoadError, Readiness};
 pub use settings::{ConnectRules, InstanceRules};

@@ -4,7 +4,7 @@ use bearerd_model::{CallerKey, Policy, PolicyId, RateLimit, Rule};
 use bearerd_policy::validate_policy;
 use bearerd_store::Kind;
 
-use crate::{ActError, Control, Page, Revision, Versioned, Written};
+use crate::{ActError, Control, Page, Revision, Unchecked, Versioned, Written};
 
 /// What an operator says of a policy.
 #[derive(Debug, Clone)]
@@ -15,22 +15,32 @@ pub struct PolicySpec {
     pub concurrency_max: Option<u32>,
 }
 
+/// A policy as it was written.
+#[derive(Debug)]
+pub struct WrittenPolicy {
+    pub written: Written<Policy>,
+    /// Instances where its record rules were not looked up now. They open nothing there, unless the same was found there
+    /// when it was saved before.
+    pub unchecked: Vec<Unchecked>,
+}
+
 impl Control {
-    /// Creates or changes a policy. The same content again changes nothing. `expected`: only if it is at that
-    /// revision.
+    /// Creates or changes a policy. The same content again changes nothing, but looks record rules up again. `expected`:
+    /// only if it is at that revision.
     ///
     /// # Errors
-    /// `Invalid` names the rule; `Changed`; `Store`.
+    /// `Invalid` names the rule; `Conflict` (`unchecked`) where no instance could be asked for the fields of a record
+    /// rule; `Changed`; `Store`.
     pub async fn put_policy(
         &self,
         id: PolicyId,
         spec: PolicySpec,
         expected: Option<Revision>,
-    ) -> Result<Written<Policy>, ActError> {
+    ) -> Result<WrittenPolicy, ActError> {
         let now = self.clock.now();
         let stored = self.store.load::<Policy>(id.as_str()).await?;
         let created_at = stored.as_ref().map_or(now, |stored| stored.record.created_at);
-        let next = Policy {
+        let mut next = Policy {
             id,
             description: spec.description,
             rules: spec.rules,
@@ -40,10 +50,13 @@ impl Control {
             updated_at: now,
         };
         validate_policy(&next).map_err(|fault| ActError::invalid(fault.member(), fault.to_string()))?;
+        let held = stored.as_ref().map_or(&[][..], |stored| &stored.record.rules);
+        let unchecked = self.check_records(&mut next.rules, held).await?;
         let same = |old: &Policy| {
             *old == Policy { created_at: old.created_at, updated_at: old.updated_at, ..next.clone() }
         };
-        self.put(stored, next.clone(), expected, same).await
+        let written = self.put(stored, next.clone(), expected, same).await?;
+        Ok(WrittenPolicy { written, unchecked })
     }
 
     /// # Errors

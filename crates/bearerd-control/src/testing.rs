@@ -109,6 +109,12 @@ struct InstanceState {
     /// While it is not 200, revocations are answered so and have no effect.
     revocation_status: AtomicU16,
     revoked: Mutex<HashSet<String>>,
+    /// Tables: what each extends, and its own fields.
+    tables: Mutex<BTreeMap<String, (String, Vec<String>)>>,
+    /// While it is not 200, nothing is said of tables.
+    dictionary_status: AtomicU16,
+    /// Targets of the looks at tables so far.
+    looks: Mutex<Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -123,6 +129,7 @@ impl Instance {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(InstanceState::default());
         shared.revocation_status.store(200, SeqCst);
+        shared.dictionary_status.store(200, SeqCst);
         let serving = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -176,6 +183,22 @@ impl Instance {
         self.shared.revocation_status.store(status, SeqCst);
     }
 
+    /// Has a table, which extends `parent` unless that is empty.
+    pub(crate) fn has_table(&self, name: &str, parent: &str, fields: &[&str]) {
+        let fields = fields.iter().map(|field| (*field).to_owned()).collect();
+        lock(&self.shared.tables).insert(name.to_owned(), (parent.to_owned(), fields));
+    }
+
+    /// How looks at the tables are answered from now on.
+    pub(crate) fn answers_looks(&self, status: u16) {
+        self.shared.dictionary_status.store(status, SeqCst);
+    }
+
+    /// Targets of the looks at tables so far.
+    pub(crate) fn looks(&self) -> Vec<String> {
+        lock(&self.shared.looks).clone()
+    }
+
     /// The forms of the revocations so far.
     pub(crate) fn revocations(&self) -> Vec<HashMap<String, String>> {
         lock(&self.shared.revocation_calls).clone()
@@ -222,6 +245,11 @@ async fn answer(
         lock(&state.revocation_calls).push(form.clone());
         let _ = state.holds_revocations.subscribe().wait_for(|holds| !holds).await;
         state.revoke(&form)
+    } else if let Some(table) = head.uri.path().strip_prefix("/api/now/table/sys_d") {
+        let token = head.headers["authorization"].to_str().unwrap().trim_start_matches("Bearer ");
+        let target = head.uri.path_and_query().unwrap().as_str();
+        lock(&state.looks).push(target.to_owned());
+        state.look(token, table, &parameters(&format!("http://instance{target}"))["sysparm_query"])
     } else {
         let token = head.headers["authorization"].to_str().unwrap().trim_start_matches("Bearer ").to_owned();
         let _ = state.holds_users.subscribe().wait_for(|holds| !holds).await;
@@ -292,6 +320,35 @@ impl InstanceState {
             lock(&self.tokens).remove(&form["token"]);
         }
         (status, JSON, String::new())
+    }
+
+    /// `sys_db_object` and `sys_dictionary`, as far as `xINa,b^yINc` goes; what is not understood is ignored.
+    fn look(&self, token: &str, table: &str, query: &str) -> (u16, &'static str, String) {
+        let status = self.dictionary_status.load(SeqCst);
+        if !lock(&self.tokens).contains_key(token) {
+            return (401, JSON, "{}".to_owned());
+        }
+        let listed = |name: &str| -> Option<Vec<&str>> {
+            query
+                .split('^')
+                .find_map(|term| Some(term.strip_prefix(name)?.strip_prefix("IN")?.split(',').collect()))
+        };
+        let is_in = |name: &str, value: &str| listed(name).is_none_or(|values| values.contains(&value));
+        let mut rows = Vec::new();
+        for (name, (parent, fields)) in &*lock(&self.tables) {
+            if !is_in("name", name) {
+                continue;
+            }
+            if table == "b_object" {
+                rows.push(format!(r#"{{"name":"{name}","super_class.name":"{parent}"}}"#));
+                continue;
+            }
+            for field in fields.iter().filter(|field| is_in("element", field)) {
+                let active = !field.starts_with("u_gone");
+                rows.push(format!(r#"{{"name":"{name}","element":"{field}","active":"{active}"}}"#));
+            }
+        }
+        (status, JSON, format!(r#"{{"result":[{}]}}"#, rows.join(",")))
     }
 
     fn user(&self, token: &str) -> (u16, &'static str, String) {

@@ -50,6 +50,19 @@ pub enum ConnectionSelector {
     Labels(BTreeMap<String, String>),
 }
 
+impl ConnectionSelector {
+    pub fn selects(&self, id: &ConnectionId, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Ids(ids) => ids.contains(id),
+            // An empty set of labels would match everything: validation refuses it, and so do we.
+            Self::Labels(wanted) => {
+                !wanted.is_empty() && wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+            }
+        }
+    }
+}
+
 /// Which tables a rule opens, in families whose paths name one. Names match `[a-z0-9_]{1,80}`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

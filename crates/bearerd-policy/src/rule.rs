@@ -83,7 +83,7 @@ impl CompiledRule {
         source: Option<IpAddr>,
         reads_only: bool,
     ) -> Result<Option<&CompiledRecords>, Miss> {
-        if !self.covers_connection(connection) {
+        if !self.connections.selects(connection.id, connection.labels) {
             return Err(Miss::Connection);
         }
         if self.families.binary_search_by(|family| family.as_str().cmp(call.family)).is_err() {
@@ -108,18 +108,6 @@ impl CompiledRule {
             Records::All => Ok(None),
             Records::Some(records) if records.is_checked_at(connection.instance) => Ok(Some(records)),
             Records::Some(_) | Records::None => Err(Miss::RecordsUnchecked),
-        }
-    }
-
-    fn covers_connection(&self, connection: ConnectionFacts<'_>) -> bool {
-        match &self.connections {
-            ConnectionSelector::All => true,
-            ConnectionSelector::Ids(ids) => ids.contains(connection.id),
-            // An empty set of labels would match everything: validation refuses it, and so do we.
-            ConnectionSelector::Labels(wanted) => {
-                !wanted.is_empty()
-                    && wanted.iter().all(|(key, value)| connection.labels.get(key) == Some(value))
-            }
         }
     }
 

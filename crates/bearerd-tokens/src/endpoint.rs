@@ -1,5 +1,5 @@
-//! The calls the engine makes at an instance: the token endpoint, the revocation endpoint, and the consenting user's
-//! own record.
+//! The calls the engine makes at an instance: the token endpoint, the revocation endpoint, the consenting user's own
+//! record, and what an instance says of its tables.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,6 +14,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 
 use bearerd_refresh::{Obtained, TokenCallError};
+use serde::de::DeserializeOwned;
+
+use crate::{LendError, LentToken, Upstream};
 
 /// Why a revocation call did not revoke.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -47,12 +50,33 @@ pub enum UserCallError {
     Unreachable(String),
 }
 
+/// Why records were not read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RecordsCallError {
+    #[error(transparent)]
+    NotLent(#[from] LendError),
+    #[error("the instance refused the access token (401)")]
+    TokenRefused,
+    #[error("the connection's user may not read that table (403)")]
+    Forbidden,
+    #[error("the instance answered a web page: it is asleep, in maintenance, or behind a login")]
+    Asleep,
+    #[error("the instance answered status {0}")]
+    Status(u16),
+    #[error("the answer holds no records of that shape")]
+    Malformed,
+    #[error("the instance cannot be reached: {0}")]
+    Unreachable(String),
+}
+
 /// Largest token response (O-35).
 const TOKEN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to a revocation: an error object, or a page that is not looked at.
 const REVOCATION_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to the user call: four fields of one record.
 const USER_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Largest answer to a look at an instance's tables: a few hundred rows of short names.
+const RECORDS_BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// The way to an instance, with what the integration has of its own for it. The files are read each time, so that a
 /// replaced one counts; equal content gives the same connector and so the same pool.
@@ -181,20 +205,43 @@ pub(crate) async fn read_user(
     token: &AccessToken,
     timeout: Duration,
 ) -> Result<InstanceUser, UserCallError> {
-    let unreachable = |text: String| UserCallError::Unreachable(text);
-    let connector = connector_for(base, integration).map_err(|error| unreachable(chain(&error)))?;
-    let request = Request::builder()
-        .uri(USER_PATH)
-        .header(header::ACCEPT, "application/json")
-        .header(header::AUTHORIZATION, token.to_bearer_header())
-        .body(Full::default())
-        .map_err(|error| unreachable(error.to_string()))?;
+    let connector =
+        connector_for(base, integration).map_err(|error| UserCallError::Unreachable(chain(&error)))?;
     let limits =
         FetchLimits { total: timeout, body_bytes_max: USER_BODY_BYTES_MAX, ..FetchLimits::default() };
-    let fetched = fetch(&connector, &integration.instance, request, limits)
+    let read = get_records(&connector, &integration.instance, token.to_bearer_header(), USER_PATH, limits);
+    the_user(&read.await?)
+}
+
+/// Reads records with a lent access token, at the only instance that it may be sent to (I-4).
+pub(crate) async fn read_records<T: DeserializeOwned>(
+    token: &LentToken,
+    path_and_query: &str,
+    timeout: Duration,
+) -> Result<Vec<T>, RecordsCallError> {
+    let limits =
+        FetchLimits { total: timeout, body_bytes_max: RECORDS_BODY_BYTES_MAX, ..FetchLimits::default() };
+    let Upstream { connector, instance, .. } = &*token.upstream;
+    get_records(connector, instance, token.bearer.clone(), path_and_query, limits).await
+}
+
+async fn get_records<T: DeserializeOwned>(
+    connector: &Connector,
+    instance: &InstanceOrigin,
+    bearer: HeaderValue,
+    path_and_query: &str,
+    limits: FetchLimits,
+) -> Result<Vec<T>, RecordsCallError> {
+    let request = Request::builder()
+        .uri(path_and_query)
+        .header(header::ACCEPT, "application/json")
+        .header(header::AUTHORIZATION, bearer)
+        .body(Full::default())
+        .map_err(|error| RecordsCallError::Unreachable(error.to_string()))?;
+    let fetched = fetch(connector, instance, request, limits)
         .await
-        .map_err(|error| unreachable(chain(&error)))?;
-    parse_user(&fetched)
+        .map_err(|error| RecordsCallError::Unreachable(chain(&error)))?;
+    parse_records(&fetched)
 }
 
 /// `sys_user` where `sys_id=javascript:gs.getUserID()`: whoever asks. An instance that does not evaluate that may
@@ -202,30 +249,48 @@ pub(crate) async fn read_user(
 const USER_PATH: &str = "/api/now/table/sys_user?sysparm_query=sys_id%3Djavascript%3Ags.getUserID()\
                          &sysparm_fields=sys_id,user_name,name&sysparm_limit=2&sysparm_exclude_reference_link=true";
 
-fn parse_user(fetched: &Fetched) -> Result<InstanceUser, UserCallError> {
+fn parse_records<T: DeserializeOwned>(fetched: &Fetched) -> Result<Vec<T>, RecordsCallError> {
     #[derive(serde::Deserialize)]
-    struct Answer {
-        result: Vec<InstanceUser>,
+    struct Answer<T> {
+        result: Vec<T>,
     }
     match fetched.status.as_u16() {
         200 => {}
-        401 => return Err(UserCallError::TokenRefused),
-        403 => return Err(UserCallError::Forbidden),
-        status => return Err(UserCallError::Status(status)),
+        401 => return Err(RecordsCallError::TokenRefused),
+        403 => return Err(RecordsCallError::Forbidden),
+        status => return Err(RecordsCallError::Status(status)),
     }
     let html = text_header(&fetched.headers, &header::CONTENT_TYPE)
         .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
     if html || fetched.body.trim_ascii_start().first() == Some(&b'<') {
-        return Err(UserCallError::Asleep);
+        return Err(RecordsCallError::Asleep);
     }
-    let answer: Answer = serde_json::from_slice(&fetched.body).map_err(|_| UserCallError::NoUser)?;
-    match answer.result.as_slice() {
+    let answer: Answer<T> = serde_json::from_slice(&fetched.body).map_err(|_| RecordsCallError::Malformed)?;
+    Ok(answer.result)
+}
+
+fn the_user(users: &[InstanceUser]) -> Result<InstanceUser, UserCallError> {
+    match users {
         [user] if !user.sys_id.is_empty() => Ok(InstanceUser {
             sys_id: cut(&user.sys_id),
             user_name: cut(&user.user_name),
             name: cut(&user.name),
         }),
         _ => Err(UserCallError::NoUser),
+    }
+}
+
+impl From<RecordsCallError> for UserCallError {
+    fn from(error: RecordsCallError) -> Self {
+        match error {
+            RecordsCallError::TokenRefused => Self::TokenRefused,
+            RecordsCallError::Forbidden => Self::Forbidden,
+            RecordsCallError::Asleep => Self::Asleep,
+            RecordsCallError::Status(status) => Self::Status(status),
+            RecordsCallError::Malformed => Self::NoUser,
+            RecordsCallError::Unreachable(reason) => Self::Unreachable(reason),
+            RecordsCallError::NotLent(error) => Self::Unreachable(error.to_string()),
+        }
     }
 }
 

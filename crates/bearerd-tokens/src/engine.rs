@@ -13,23 +13,24 @@ use std::{
 
 use async_trait::async_trait;
 use bearerd_model::{
-    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Health, InstanceUser,
-    Integration, PkceVerifier, Profile, UnixTime,
+    AccessToken, AuthorizationCode, Clock, Connection, ConnectionId, Generation, Health, InstanceOrigin,
+    InstanceUser, Integration, PkceVerifier, Profile, UnixTime,
 };
 use bearerd_net::{Connector, EgressError};
 use bearerd_oauth::{RevocableToken, TokenRequest};
 use bearerd_refresh::{Actions, Cause, Due, NotBegun, Now, Obtained, Protocol, Refresher, TokenCallError};
 use bearerd_store::{Kind, RecordKey, Store, StoreError};
 use prometheus::Registry;
+use serde::de::DeserializeOwned;
 use tokio::{runtime::Handle, sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use crate::{
-    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, ProcessPlace, RevocationCallError,
-    TokenSettings, UserCallError, Waiting,
+    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, ProcessPlace, RecordsCallError,
+    RevocationCallError, TokenSettings, UserCallError, Waiting,
     ahead::Recovered,
-    endpoint::{call_token_endpoint, connector_for, read_user, revoke_token},
+    endpoint::{call_token_endpoint, connector_for, read_records, read_user, revoke_token},
     gates::{Gates, TOKEN_CALLS_MAX},
     lending::Sole,
     metrics::Metrics,
@@ -40,6 +41,13 @@ use crate::{
 #[derive(Debug)]
 pub struct TokenEngine {
     pub(crate) inner: Arc<Inner>,
+}
+
+/// Records, and where they were read.
+#[derive(Debug)]
+pub struct ReadRecords<T> {
+    pub instance: InstanceOrigin,
+    pub records: Vec<T>,
 }
 
 pub(crate) struct Inner {
@@ -164,6 +172,21 @@ impl TokenEngine {
         token: &AccessToken,
     ) -> Result<InstanceUser, UserCallError> {
         read_user(&self.inner.connector, integration, token, self.inner.settings.call_timeout()).await
+    }
+
+    /// Reads records over a connection, as its user may see them: what an instance says of its own tables. `path_and_query`
+    /// is one of the Table API.
+    ///
+    /// # Errors
+    /// [`RecordsCallError`].
+    pub async fn read_records<T: DeserializeOwned>(
+        &self,
+        id: &ConnectionId,
+        path_and_query: &str,
+    ) -> Result<ReadRecords<T>, RecordsCallError> {
+        let token = self.inner.clone().acquire(id.clone()).await?;
+        let records = read_records(&token, path_and_query, self.inner.settings.call_timeout()).await?;
+        Ok(ReadRecords { instance: token.upstream.instance.clone(), records })
     }
 
     /// Revokes a token (RFC 7009 §2.1). Asks nobody whether a live connection still holds it: that is for the caller to

@@ -8,7 +8,7 @@
 //! - `lending`, `loading`, `ahead`: the engine's sides: callers, the store, and time
 //! - `shell`: does what a connection's state machine asks for
 //! - `gates`: how many token calls go out, and whether any does
-//! - `endpoint`: the token call and the user call, and what can go wrong with them
+//! - `endpoint`: the token call, the user call and looks at an instance's tables, and what can go wrong with them
 
 mod ahead;
 mod endpoint;
@@ -26,8 +26,8 @@ mod slot;
 mod testing;
 
 pub use bearerd_refresh::{Obtained, TokenCall, TokenCallError, grant_from};
-pub use endpoint::{RevocationCallError, UserCallError};
-pub use engine::TokenEngine;
+pub use endpoint::{RecordsCallError, RevocationCallError, UserCallError};
+pub use engine::{ReadRecords, TokenEngine};
 pub use lend::{
     AccessTokens, AfterRefusal, ConnectionView, LastUse, LendError, LentToken, Standing, Upstream, Waiting,
 };

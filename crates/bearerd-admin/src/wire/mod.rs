@@ -3,6 +3,7 @@
 //! and writes the same types.
 
 mod connection;
+mod explain;
 mod integration;
 mod key;
 mod policy;
@@ -18,12 +19,15 @@ pub use connection::{
     ConfirmRequest, ConnectLink, Connection, ConnectionHealth, ConnectionRequest, ConnectionState,
     ConnectionTest, ConnectionWritten, FreezeRequest, Frozen, ImportRequest, User,
 };
+pub use explain::{ExplainRequest, Explanation, Limits, RewrittenQuery};
 pub use integration::{
     FormField, GrantType, Integration, IntegrationRequest, Profile, Provider, ServicenowForm,
     TokenEndpointAuth,
 };
 pub use key::{CallerKey, IssuedCallerKey, KeyRequest, LiveSecret, RotateRequest};
-pub use policy::{ConnectionSelector, Policy, PolicyRequest, RateLimit, RecordRule, Rule, TableSet};
+pub use policy::{
+    ConnectionSelector, Policy, PolicyRequest, RateLimit, RecordRule, Rule, TableSet, Unchecked,
+};
 pub use problem::Problem;
 pub use secret::WireSecret;
 pub use status::{Check, ProbeReport, Status};

@@ -61,10 +61,10 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordRule {
-    /// An encoded query that every record meets; at most 4096 bytes.
+    /// An encoded query that every record meets; at most 1024 bytes.
     #[schema(example = "assignment_group=d625dccec0a8016700a222a0f7900d06^active=true")]
     pub condition: String,
-    /// The only fields that callers may name or see, 1 to 200. Left out: every field.
+    /// The only fields that callers may name or see, 1 to 100. Left out: every field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
     pub fields: Option<BTreeSet<String>>,
@@ -124,6 +124,24 @@ pub struct Policy {
     pub concurrency_max: Option<u32>,
     pub created_at: WireTime,
     pub updated_at: WireTime,
+    /// In the answer to a PUT: instances that could not be asked for the fields of its record rules. These open nothing
+    /// there, unless `checked_at` names the instance from before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchecked: Vec<Unchecked>,
+}
+
+/// An instance that could not be asked whether the fields of a record rule exist.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Unchecked {
+    #[schema(value_type = String)]
+    pub instance: model::InstanceOrigin,
+    pub reason: String,
+}
+
+impl From<bearerd_control::Unchecked> for Unchecked {
+    fn from(unchecked: bearerd_control::Unchecked) -> Self {
+        Self { instance: unchecked.instance, reason: unchecked.reason }
+    }
 }
 
 impl From<Rule> for model::Rule {
@@ -200,6 +218,7 @@ impl From<model::Policy> for Policy {
             concurrency_max: policy.concurrency_max,
             created_at: policy.created_at.into(),
             updated_at: policy.updated_at.into(),
+            unchecked: Vec::new(),
         }
     }
 }

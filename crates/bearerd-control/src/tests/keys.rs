@@ -146,7 +146,9 @@ async fn a_policy_in_use_is_not_deleted() {
 #[tokio::test]
 async fn the_same_policy_again_changes_nothing() {
     let world = World::new().await;
-    let put = async |spec, expected| world.control.put_policy(policy_id("p"), spec, expected).await;
+    let put = async |spec, expected| {
+        world.control.put_policy(policy_id("p"), spec, expected).await.map(|put| put.written)
+    };
     let first = put(policy(), None).await.unwrap();
     assert!(first.created);
     world.clock.leap(Duration::from_mins(1));

@@ -5,5 +5,6 @@ mod consent;
 mod expiry;
 mod integrations;
 mod keys;
+mod policies;
 mod publish;
 mod revocation;

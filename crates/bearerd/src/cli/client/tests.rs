@@ -175,6 +175,20 @@ async fn from_integration_to_key() {
         .await;
     let listed = daemon.ok("policy list", &["readers", "by-label"]).await;
     assert_eq!(listed.json.as_array().unwrap().len(), 3);
+    let line = "policy add files --connection hr-prod --family attachment --family now/ui --all-tables --method GET \
+                --network 10.0.0.0/8 --expires 2027-01-01T00:00:00Z --rate 100/1m --burst 20 --concurrency 4";
+    let rule = "GET on every table through hr-prod, in attachment, now/ui, from 10.0.0.0/8, until 2027-01-01T00:00:00Z";
+    let made =
+        daemon.ok(line, &[rule, "100 calls in 60 s of each key, 20 at once", "4 calls of each key"]).await;
+    assert_eq!(made.json["rate"], serde_json::json!({"calls": 100, "per_s": 60, "burst": 20}));
+    let line = "policy add own --connection hr-prod --table incident --method GET --records active=true --field number";
+    daemon.fails(line, "unchecked", Exit::Conflict).await; // hr-prod awaits its consent
+    let line = "policy explain --policy readers --connection hr-prod --table incident";
+    daemon.ok(line, &["allowed", "yes", "1 of policy readers"]).await;
+    let line = format!("{line} --method patch --item");
+    daemon.ok(&line, &["no", "1 of policy readers", "not for PATCH"]).await;
+    let line = "policy explain --policy files --connection other --family now/ui --source 10.1.2.3";
+    daemon.ok(line, &["there is no connection other", "404"]).await;
 
     let line = "key add --description sync --policy readers --default-connection hr-prod --expires-in 90d";
     let made = daemon.ok(line, &["only time", "curl -H 'Authorization: Bearer bd_", "ends in 90 days"]).await;
