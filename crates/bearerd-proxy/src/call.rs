@@ -3,14 +3,20 @@
 //! each. Dropping the future, as hyper does when a caller leaves, closes the connection to the instance and nothing
 //! else.
 
-use std::{convert::Infallible, future::poll_fn, pin::Pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bearerd_audit::Text;
 use bearerd_model::ConnectionId;
 use bearerd_policy::Method;
 use bearerd_tokens::{AfterRefusal, LentToken};
-use bytes::BytesMut;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request, uri::PathAndQuery};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::task::spawn_local;
@@ -25,13 +31,13 @@ use crate::{
     error::{Code, Fault, Wanted},
     head,
     places::Full,
-    pool::{Pool, Taken},
+    pool::{Pool, Taken, Way},
     request_id::RequestId,
     route::{Family, Route},
     settings::FamilyLimits,
     token_endpoint,
     under_way::UnderWay,
-    upstream::{AnswerHead, AnswerStream, Exchange, ExchangeFault, Parsed},
+    upstream::{AnswerHead, AnswerStream, Connection, Exchange, ExchangeFault, Shared, taken_apart},
     upstream_head::{self, Length, Ours},
     worker::Worker,
 };
@@ -60,7 +66,8 @@ pub(crate) async fn serve(
         }
         Err(failed) => {
             failed.log(&request_id);
-            let fault = if has_body && !under_way.has_whole_body() { failed.fault.closing() } else { failed.fault };
+            let fault =
+                if has_body && !under_way.has_whole_body() { failed.fault.closing() } else { failed.fault };
             let response = fault.respond(Wanted::of(&parts.headers).format, request_id, parts.version);
             under_way.failed(&fault, response.body().own_len());
             response
@@ -382,7 +389,7 @@ async fn exchange(
 /// A request and where it goes: both follow from one token, so that it goes nowhere else (I-4).
 struct OneAttempt {
     pool: Rc<Pool>,
-    head: BytesMut,
+    bearer: HeaderValue,
     body: UpstreamBody,
     length: Length,
 }
@@ -390,24 +397,43 @@ struct OneAttempt {
 /// Sends one attempt and waits for the answer's head. The attempt moves to another connection only while not a byte
 /// of it was written (P-28).
 async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay) -> Result<Answered, Fault> {
-    let OneAttempt { pool, mut head, mut body, length } = attempt;
-    let (chunked, to_head) = (length == Length::Unknown, outgoing.method == Method::Head);
+    let OneAttempt { pool, bearer, mut body, length } = attempt;
     loop {
-        let Taken { connection, is_reused } = outgoing.worker.pools.take(&pool).await.map_err(|error| {
+        let Taken { way, is_reused } = outgoing.worker.pools.take(&pool).await.map_err(|error| {
             Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
         })?;
-        let mut exchange = Exchange::new(connection, head, body, chunked, to_head);
-        match outgoing.head_of(&mut exchange, under_way).await? {
-            Ok(parsed) => {
-                let stream = exchange.into_body(&parsed);
-                return Ok((parsed.head, stream, pool));
+        let outcome = match way {
+            Way::Http1(connection) => {
+                let ours = Ours { host: &pool.host, bearer: &bearer, length };
+                outgoing.over_http1(connection, ours, body, under_way).await?
             }
+            Way::Http2(shared) => outgoing.over_http2(&shared, &pool, &bearer, body, under_way).await?,
+        };
+        match outcome {
+            Ok((head, stream)) => return Ok((head, stream, pool)),
             // It was closed while idle.
-            Err(ExchangeFault::NotSent) if is_reused => (head, body) = exchange.into_unsent(),
-            Err(fault) => return Err(outgoing.broken(&fault)),
+            Err(Unanswered::Unsent(unsent)) if is_reused => body = unsent,
+            Err(Unanswered::Unsent(_)) => return Err(outgoing.broken(&ExchangeFault::NotSent)),
+            Err(Unanswered::Broken(fault)) => return Err(outgoing.broken(&fault)),
         }
     }
 }
+
+/// Why there is no answer.
+enum Unanswered {
+    /// Not a byte was written: the body is as it was.
+    Unsent(UpstreamBody),
+    Broken(ExchangeFault),
+}
+
+impl From<ExchangeFault> for Unanswered {
+    fn from(fault: ExchangeFault) -> Self {
+        Self::Broken(fault)
+    }
+}
+
+/// `Err` of the outer kind: a limit ended the wait.
+type Outcome = Result<Result<(AnswerHead, AnswerStream), Unanswered>, Fault>;
 
 impl Outgoing<'_> {
     /// `None`: the body cannot be sent from its beginning any more.
@@ -423,21 +449,70 @@ impl Outgoing<'_> {
             (None, _) => Length::Unsaid,
         };
         let pool = self.worker.pools.pool(&token.upstream);
-        let ours = Ours { host: &pool.host, bearer: &token.bearer, length };
+        Some(OneAttempt { pool, bearer: token.bearer.clone(), body, length })
+    }
+
+    async fn over_http1(
+        &self,
+        connection: Connection,
+        ours: Ours<'_>,
+        body: UpstreamBody,
+        under_way: &UnderWay,
+    ) -> Outcome {
         let head = upstream_head::encode(self.method.name(), &self.target, &self.sent.headers, ours);
-        Some(OneAttempt { pool, head, body, length })
+        let (chunked, to_head) = (ours.length == Length::Unknown, self.method == Method::Head);
+        let mut exchange = Exchange::new(connection, head, body, chunked, to_head);
+        Ok(match self.within_limits(|cx| exchange.poll_head(cx), under_way).await? {
+            Ok(parsed) => {
+                let stream = exchange.into_body(&parsed);
+                Ok((parsed.head, AnswerStream::Http1(Box::new(stream))))
+            }
+            Err(ExchangeFault::NotSent) => Err(Unanswered::Unsent(exchange.into_unsent())),
+            Err(fault) => Err(fault.into()),
+        })
+    }
+
+    async fn over_http2(
+        &self,
+        shared: &Rc<Shared>,
+        pool: &Pool,
+        bearer: &HeaderValue,
+        body: UpstreamBody,
+        under_way: &UnderWay,
+    ) -> Outcome {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.sent.method.clone();
+        *request.headers_mut() = upstream_head::headers(&self.sent.headers, bearer);
+        *request.uri_mut() = Uri::builder()
+            .scheme(pool.scheme.clone())
+            .authority(pool.host.as_bytes())
+            .path_and_query(self.target.clone())
+            .build()
+            .expect("an instance's authority, and a target that was parsed before");
+        let (held, answering) = shared.send(request);
+        let mut answering = pin!(answering);
+        Ok(match self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await? {
+            Ok(answer) => match taken_apart(answer, held) {
+                Ok((head, stream)) => Ok((head, AnswerStream::Http2(stream))),
+                Err(fault) => Err(ExchangeFault::from(fault).into()),
+            },
+            Err(mut refused) => Err(match refused.take_message() {
+                Some(unsent) => Unanswered::Unsent(unsent.into_body()),
+                None => ExchangeFault::Http2(refused.into_error()).into(),
+            }),
+        })
     }
 
     /// Waits for the answer's head, as long as the limits on silence allow.
-    async fn head_of(
+    async fn within_limits<T>(
         &self,
-        exchange: &mut Exchange,
+        mut answer: impl FnMut(&mut Context<'_>) -> Poll<T>,
         under_way: &UnderWay,
-    ) -> Result<Result<Parsed, ExchangeFault>, Fault> {
+    ) -> Result<T, Fault> {
         let worker = self.worker;
         let begun = worker.now.now();
         poll_fn(|cx| {
-            if let Poll::Ready(answer) = exchange.poll_head(cx) {
+            if let Poll::Ready(answer) = answer(cx) {
                 return Poll::Ready(Ok(answer));
             }
             let body = self.body.as_ref();
@@ -469,7 +544,13 @@ impl Outgoing<'_> {
             ExchangeFault::CutOff | ExchangeFault::Chunks(_) => {
                 invalid.detail("The answer's head was broken or cut off.")
             }
-            ExchangeFault::NotSent | ExchangeFault::Broken(_) | ExchangeFault::Body => {
+            ExchangeFault::Http2(error) if error.is_parse() => {
+                invalid.detail("The answer's head was broken or cut off.")
+            }
+            ExchangeFault::NotSent
+            | ExchangeFault::Broken(_)
+            | ExchangeFault::Body
+            | ExchangeFault::Http2(_) => {
                 let detail = "The connection broke before an answer came.";
                 Fault::new(Code::InstanceUnreachable).detail(detail)
             }

@@ -12,14 +12,14 @@ use std::{
 use bearerd_model::InstanceOrigin;
 use bearerd_net::{ConnectError, Connector};
 use bearerd_tokens::Upstream;
-use http::HeaderValue;
-use tokio::task::yield_now;
+use http::{HeaderValue, uri::Scheme};
+use tokio::{sync::Mutex, task::yield_now};
 
 use crate::{
     coarse::Coarse,
     metrics::Shard,
     places::{AllPlaces, Places},
-    upstream::Connection,
+    upstream::{Connection, Shared},
 };
 
 /// All pools of a worker.
@@ -41,12 +41,16 @@ pub(crate) struct Pools {
 pub(crate) struct Pool {
     instance: InstanceOrigin,
     connector: Connector,
-    /// The `Host` of every request.
+    /// The `Host` of every request; over HTTP/2, the authority.
     pub(crate) host: HeaderValue,
+    pub(crate) scheme: Scheme,
     /// Those of the instance, whatever leads there.
     pub(crate) places: Arc<Places>,
     /// The longest idle one first.
     idle: RefCell<Vec<Idle>>,
+    /// Over HTTP/2, where the connector offers that.
+    shared: RefCell<Vec<Rc<Shared>>>,
+    opening: Mutex<()>,
     idle_max: usize,
     used_at: Cell<u64>,
     now: Coarse,
@@ -61,9 +65,17 @@ struct Idle {
 /// A connection for one request.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    pub(crate) connection: Connection,
+    pub(crate) way: Way,
     /// It has carried a request before.
     pub(crate) is_reused: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// For this request alone.
+    Http1(Connection),
+    /// Beside others.
+    Http2(Rc<Shared>),
 }
 
 impl Pools {
@@ -105,8 +117,11 @@ impl Pools {
             connector: upstream.connector.clone(),
             host: HeaderValue::from_str(upstream.instance.authority())
                 .expect("an authority is visible ASCII"),
+            scheme: if upstream.instance.is_tls() { Scheme::HTTPS } else { Scheme::HTTP },
             places: self.places.of(&upstream.instance),
             idle: RefCell::default(),
+            shared: RefCell::default(),
+            opening: Mutex::default(),
             idle_max: self.idle_max,
             used_at: Cell::new(self.now.now()),
             now: self.now.clone(),
@@ -118,13 +133,57 @@ impl Pools {
     /// A connection that nothing is under way on: idle, or new.
     pub(crate) async fn take(&self, pool: &Pool) -> Result<Taken, ConnectError> {
         pool.used_at.set(self.now.now());
-        if let Some(connection) = pool.take_idle(self.idle_max_ms).await {
-            self.shard.upstream_reused.add_one();
-            return Ok(Taken { connection, is_reused: true });
+        if pool.connector.http2() {
+            return self.take_shared(pool).await;
         }
+        match self.take_idle(pool).await {
+            Some(taken) => Ok(taken),
+            None => self.open(pool).await,
+        }
+    }
+
+    /// As [`Self::take`], where connections can be shared. One call at a time opens one; the others wait for what that
+    /// brings.
+    async fn take_shared(&self, pool: &Pool) -> Result<Taken, ConnectError> {
+        loop {
+            let roomy = pool.shared.borrow().iter().find(|shared| shared.has_room()).cloned();
+            if let Some(shared) = roomy {
+                self.shard.upstream_reused.add_one();
+                return Ok(Taken { way: Way::Http2(shared), is_reused: true });
+            }
+            if let Some(taken) = self.take_idle(pool).await {
+                return Ok(taken); // the instance did not agree to HTTP/2
+            }
+            let Ok(_opening) = pool.opening.try_lock() else {
+                drop(pool.opening.lock().await);
+                continue;
+            };
+            let taken = self.open(pool).await?;
+            if let Way::Http2(shared) = &taken.way {
+                let mut pooled = pool.shared.borrow_mut();
+                pooled.retain(|shared| !shared.is_closed());
+                pooled.push(Rc::clone(shared));
+            }
+            return Ok(taken);
+        }
+    }
+
+    async fn take_idle(&self, pool: &Pool) -> Option<Taken> {
+        let connection = pool.take_idle(self.idle_max_ms).await?;
+        self.shard.upstream_reused.add_one();
+        Some(Taken { way: Way::Http1(connection), is_reused: true })
+    }
+
+    async fn open(&self, pool: &Pool) -> Result<Taken, ConnectError> {
         let stream = pool.connector.connect(&pool.instance).await?;
         self.shard.upstream_opened.add_one();
-        Ok(Taken { connection: Connection::new(stream), is_reused: false })
+        let way = if stream.negotiated_h2() {
+            let shared = Shared::begin(stream).await.map_err(|_| ConnectError::ClosedEarly)?;
+            Way::Http2(Rc::new(shared))
+        } else {
+            Way::Http1(Connection::new(stream))
+        };
+        Ok(Taken { way, is_reused: false })
     }
 
     /// Closes what was idle for too long or was closed by its instance, and forgets instances that nobody calls. A few
@@ -138,8 +197,12 @@ impl Pools {
                 idle.retain_mut(|idle| {
                     !self.now.is_past(idle.since, self.idle_max_ms) && idle.connection.is_quiet()
                 });
+                // One that nobody calls over is closed with the pool, or by its instance.
+                let mut shared = pool.shared.borrow_mut();
+                let quiet = self.now.is_past(pool.used_at.get(), self.idle_max_ms);
+                shared.retain(|shared| !shared.is_closed() && !(quiet && Rc::strong_count(shared) == 1));
                 // A pool under way is kept alive by its calls, and made anew beside them if it must be.
-                !idle.is_empty() || !forgotten(pool)
+                !idle.is_empty() || !shared.is_empty() || !forgotten(pool)
             });
             !pools.is_empty()
         });

@@ -256,7 +256,8 @@ fn is_token_byte(byte: u8) -> bool {
 fn is_harmless_trailer(line: &[u8]) -> bool {
     let Some(end) = line.iter().position(|byte| *byte == b':') else { return false };
     let (name, value) = (&line[..end], &line[end + 1..]);
-    let acted_on = ["content-length", "transfer-encoding", "host", "authorization", "content-encoding", "trailer"];
+    let acted_on =
+        ["content-length", "transfer-encoding", "host", "authorization", "content-encoding", "trailer"];
     !name.is_empty()
         && name.iter().all(|byte| is_token_byte(*byte))
         && !acted_on.iter().any(|acted_on| name.eq_ignore_ascii_case(acted_on.as_bytes()))
@@ -336,7 +337,10 @@ mod tests {
         for length in ["x", "-1", "+1", "", "99999999999999999999", "3, 3", "0_3", "0x3", "3 3"] {
             let found = Some((0, WireFault::Length));
             check(&format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"), found);
-            check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n"), found);
+            check(
+                &format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n"),
+                found,
+            );
         }
         check("POST / HTTP/1.1\r\nContent-Length: \t0003 \r\n\r\nabc", None);
     }
@@ -345,16 +349,44 @@ mod tests {
     #[test]
     fn what_stands_around_chunks_is_read_strictly() {
         let chunked = "GET / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for size in ["3 ", "3\t", " 3", "0x3", "+3", "", "zz", "3;", "3;=a", "3;a=", "3;a b", "3;a=\"b", "3;a=b\"c", "3;;a",
-                     "3;a,b", "3 ;a", "3; a", "3;a\u{7f}", "3;\u{8}", "3;a=\"\u{0}\""] {
+        for size in [
+            "3 ",
+            "3\t",
+            " 3",
+            "0x3",
+            "+3",
+            "",
+            "zz",
+            "3;",
+            "3;=a",
+            "3;a=",
+            "3;a b",
+            "3;a=\"b",
+            "3;a=b\"c",
+            "3;;a",
+            "3;a,b",
+            "3 ;a",
+            "3; a",
+            "3;a\u{7f}",
+            "3;\u{8}",
+            "3;a=\"\u{0}\"",
+        ] {
             check(&format!("{chunked}{size}\r\nabc\r\n"), Some((1, WireFault::Chunk)));
         }
         check(&format!("{chunked}3\nabc\r\n"), Some((1, WireFault::Chunk)));
         for size in ["3", "03", "3;a", "3;a=b", "3;a=\"b; \\\"c\"", "3;a;b=1"] {
             check(&format!("{chunked}{size}\r\nabc\r\n0\r\n\r\n"), None);
         }
-        for trailer in ["X-T", "X T: 1", ": 1", "X-T: a\u{0}b", "Content-Length: 3", "transfer-encoding: gzip", "Host: x",
-                        " X: 1"] {
+        for trailer in [
+            "X-T",
+            "X T: 1",
+            ": 1",
+            "X-T: a\u{0}b",
+            "Content-Length: 3",
+            "transfer-encoding: gzip",
+            "Host: x",
+            " X: 1",
+        ] {
             check(&format!("{chunked}0\r\nX: 1\r\n{trailer}\r\n\r\n"), Some((1, WireFault::Trailer)));
         }
         check(&format!("{chunked}0\r\nX-T: 1\n\r\n"), Some((1, WireFault::Trailer)));

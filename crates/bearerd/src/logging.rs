@@ -12,7 +12,8 @@ use crate::settings::{LogFormat, ProcessSettings};
 pub(crate) fn start(settings: &ProcessSettings) -> Result<()> {
     let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
     let directives = settings.log.split(',').map(str::trim).all(is_directive);
-    let filter = directives.then(|| EnvFilter::try_new(&settings.log).ok()).flatten();
+    let log = format!("{QUIET},{}", settings.log);
+    let filter = directives.then(|| EnvFilter::try_new(log).ok()).flatten();
     let filter = filter.with_context(|| {
         format!("process.log: {:?} is neither a level nor tracing directives; write info, or info,bearerd_tokens=debug", settings.log)
     })?;
@@ -23,3 +24,6 @@ pub(crate) fn start(settings: &ProcessSettings) -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever can connect could fill the log with these: rustls warns of each handshake that names an address.
+const QUIET: &str = "rustls=error";

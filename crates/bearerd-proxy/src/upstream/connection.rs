@@ -38,6 +38,8 @@ pub(crate) enum ExchangeFault {
     Broken(#[source] io::Error),
     #[error("the connection ended before the answer did")]
     CutOff,
+    #[error("the HTTP/2 connection broke")]
+    Http2(#[source] hyper::Error),
     #[error(transparent)]
     Head(#[from] HeadFault),
     #[error(transparent)]
@@ -124,9 +126,9 @@ impl Exchange {
         Self { connection, sending, to_head, interim: 0 }
     }
 
-    /// Not a byte of it was taken: gives back what was to be sent.
-    pub(crate) fn into_unsent(self) -> (BytesMut, UpstreamBody) {
-        (self.sending.frame, self.sending.body)
+    /// Not a byte of it was taken: gives back the body, as it was.
+    pub(crate) fn into_unsent(self) -> UpstreamBody {
+        self.sending.body
     }
 
     /// Sends, and waits for the head of the answer. An answer may come before all was sent.
@@ -164,14 +166,14 @@ impl Exchange {
     }
 
     /// The body that follows the head.
-    pub(crate) fn into_body(self, parsed: &Parsed) -> AnswerStream {
+    pub(crate) fn into_body(self, parsed: &Parsed) -> Http1Stream {
         let rest = match parsed.framing {
             Framing::Empty => Rest::Length(0),
             Framing::Length(length) => Rest::Length(length),
             Framing::Chunked => Rest::Chunked(Chunked::default()),
             Framing::UntilClose => Rest::UntilClose,
         };
-        let mut stream = AnswerStream { exchange: self, rest, keeps_alive: parsed.keeps_alive };
+        let mut stream = Http1Stream { exchange: self, rest, keeps_alive: parsed.keeps_alive };
         if stream.is_ended() {
             // No one will ask it for more, so that a small request is flushed here.
             stream.exchange.flush_now();
@@ -255,7 +257,7 @@ impl Sending {
 
 /// The body of an answer, and the connection that it comes over.
 #[derive(Debug)]
-pub(crate) struct AnswerStream {
+pub(crate) struct Http1Stream {
     exchange: Exchange,
     rest: Rest,
     keeps_alive: bool,
@@ -305,7 +307,7 @@ impl Rest {
     }
 }
 
-impl AnswerStream {
+impl Http1Stream {
     pub(crate) fn is_ended(&self) -> bool {
         self.rest.is_ended()
     }
