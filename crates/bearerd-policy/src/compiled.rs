@@ -97,7 +97,7 @@ impl CompiledKey {
                 Err(_) => {}
             }
         }
-        let reason = nearest.map(|(miss, policy, rule)| miss.reason(policy, rule, call.method));
+        let reason = nearest.map(|(miss, policy, rule)| miss.reason(policy, rule, call));
         Decision::Deny(reason.unwrap_or(DenyReason::NoPolicy))
     }
 

@@ -61,7 +61,7 @@ pub enum DenyReason<'a> {
     /// Rules cover connection and family, none of them the table.
     Table,
     /// `rule` of `policy` covers all before, but not the method.
-    Method { policy: &'a PolicyId, rule: usize, method: Method },
+    Method { policy: &'a PolicyId, rule: usize, method: Method, names_table: bool },
     /// It covers all before, but not the network that the call comes from.
     Network { policy: &'a PolicyId, rule: usize },
     /// It covers all before, but is over.
@@ -86,12 +86,15 @@ pub(crate) enum Miss {
 }
 
 impl Miss {
-    pub(crate) fn reason(self, policy: &PolicyId, rule: usize, method: Method) -> DenyReason<'_> {
+    pub(crate) fn reason<'a>(self, policy: &'a PolicyId, rule: usize, call: &Call<'_>) -> DenyReason<'a> {
         match self {
             Self::Connection => DenyReason::Connection,
             Self::Family => DenyReason::Family,
             Self::Table => DenyReason::Table,
-            Self::Method => DenyReason::Method { policy, rule, method },
+            Self::Method => {
+                let (method, names_table) = (call.method, call.table.is_some());
+                DenyReason::Method { policy, rule, method, names_table }
+            }
             Self::Network => DenyReason::Network { policy, rule },
             Self::Expired => DenyReason::Expired { policy, rule },
             Self::RecordRuleKey => DenyReason::RecordRuleKey { policy, rule },
@@ -141,8 +144,9 @@ impl fmt::Display for DenyReason<'_> {
             Self::Connection => f.write_str("no rule opens the connection"),
             Self::Family => f.write_str("no rule opens this family on this connection"),
             Self::Table => f.write_str("no rule opens this table on this connection"),
-            Self::Method { policy, rule, method } => {
-                write!(f, "rule {rule} of policy {policy} opens this table, but not for {}", method.name())
+            Self::Method { policy, rule, method, names_table } => {
+                let (what, method) = (if *names_table { "table" } else { "family" }, method.name());
+                write!(f, "rule {rule} of policy {policy} opens this {what}, but not for {method}")
             }
             Self::Network { policy, rule } => {
                 write!(f, "rule {rule} of policy {policy} opens this, but not from where the call comes")

@@ -28,7 +28,7 @@ use super::{
 pub(crate) enum PolicyCommand {
     /// Add a policy: one rule from flags, or any number from a file
     #[command(after_help = ADD_EXAMPLE)]
-    Add(AddPolicy),
+    Add(Box<AddPolicy>),
     /// List policies
     #[command(after_help = "Example:\n  bearerd policy list")]
     List,
@@ -40,7 +40,7 @@ pub(crate) enum PolicyCommand {
     },
     /// Explain what would become of a call, and which rule decides
     #[command(after_help = EXPLAIN_EXAMPLE)]
-    Explain(Explain),
+    Explain(Box<Explain>),
     /// Delete a policy that no caller key names
     #[command(after_help = "Example:\n  bearerd policy delete read-incidents --yes")]
     Delete {
@@ -178,7 +178,7 @@ pub(super) async fn perform(
     now: Timestamp,
 ) -> Result<Report, CliError> {
     match command {
-        PolicyCommand::Add(add) => add_policy(add, api, now).await,
+        PolicyCommand::Add(add) => add_policy(*add, api, now).await,
         PolicyCommand::List => list(api).await,
         PolicyCommand::Explain(explain) => {
             let json = api.post(&format!("{PATH}/explain"), &explain.into_request()).await?.body;
@@ -372,26 +372,24 @@ fn rule_text(rule: &Rule) -> String {
             format!("connections with {}", labels.join(", "))
         }
     };
-    let mut text = format!("{methods} on {tables} through {connections}");
+    let mut parts = vec![format!("{methods} on {tables} through {connections}")];
     if rule.families != BTreeSet::from([FamilyName::table()]) {
-        text += &format!(", in {}", joined(&mut rule.families.iter().map(FamilyName::as_str)));
+        parts.push(format!("in {}", joined(&mut rule.families.iter().map(FamilyName::as_str))));
     }
     if !rule.networks.is_empty() {
         let networks: Vec<String> = rule.networks.iter().map(ToString::to_string).collect();
-        text += &format!(", from {}", networks.join(", "));
+        parts.push(format!("from {}", networks.join(", ")));
     }
-    if let Some(ends) = rule.expires_at {
-        text += &format!(", until {:.0}", ends.0);
-    }
+    parts.extend(rule.expires_at.map(|ends| format!("until {:.0}", ends.0)));
     if let Some(RecordRule { condition, fields, limit_max, checked_at }) = &rule.records {
-        text += &format!(", records where {condition}, at most {limit_max} an answer");
+        parts.push(format!("records where {condition}, at most {limit_max} an answer"));
         if let Some(fields) = fields {
-            text += &format!(", fields {}", joined(&mut fields.iter().map(String::as_str)));
+            parts.push(format!("fields {}", joined(&mut fields.iter().map(String::as_str))));
         }
-        let checked_at: Vec<&str> = checked_at.iter().map(InstanceOrigin::as_str).collect();
-        text += &format!(", checked at {}", or_dash(Some(&checked_at.join(", "))));
+        let checked_at = joined(&mut checked_at.iter().map(InstanceOrigin::as_str));
+        parts.push(format!("checked at {}", or_dash(Some(&checked_at))));
     }
-    text
+    parts.join(", ")
 }
 
 /// `100/60s`
