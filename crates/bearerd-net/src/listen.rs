@@ -171,10 +171,10 @@ impl Listener {
         inherited: &mut InheritedSockets,
     ) -> Result<Self, ListenError> {
         let at: ListenAddress = settings.address.parse()?;
-        let callers = Arc::new(caller_rule(settings, &at)?);
         // Before the socket, so that a bad certificate never lets connections queue.
         let tls = settings.tls.as_ref().map(|tls| DoorCertificate::new(tls, alpn)).transpose()?;
         let socket = Listening::open(&at, settings.mode, inherited)?;
+        let callers = Arc::new(caller_rule(settings, &socket.address)?);
         Ok(Self { socket, handshaker: Handshaker { callers, tls } })
     }
 
@@ -327,12 +327,11 @@ impl Handshaker {
 
 /// A word that nobody is trusted to give, or trust that nothing asks for, is a slip: it would open or close the wrong
 /// networks without a sign.
-fn caller_rule(settings: &ListenSettings, at: &ListenAddress) -> Result<CallerRule, ListenError> {
+fn caller_rule(settings: &ListenSettings, at: &BoundAddress) -> Result<CallerRule, ListenError> {
     let (from, trusted) = (settings.caller_address, &settings.trusted_proxies);
-    let may_be_unix = !matches!(at, ListenAddress::Tcp(_));
-    match (from, trusted.is_empty()) {
-        (CallerAddress::Peer, false) => Err(ListenError::TrustedProxiesUnused),
-        (CallerAddress::ProxyProtocol | CallerAddress::Forwarded, true) if !may_be_unix => {
+    match (from, trusted.is_empty(), at) {
+        (CallerAddress::Peer, false, _) => Err(ListenError::TrustedProxiesUnused),
+        (CallerAddress::ProxyProtocol | CallerAddress::Forwarded, true, BoundAddress::Tcp(_)) => {
             Err(ListenError::TrustedProxiesMissing)
         }
         _ => Ok(CallerRule::new(from, trusted)),

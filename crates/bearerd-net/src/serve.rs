@@ -350,7 +350,7 @@ mod tests {
         }
         // Who does not say it is not heard, and what is said twice is no request.
         let text = [b"PROXY TCP4 192.0.2.7 10.0.0.1 80 443\r\n", GET].concat();
-        for silent in [GET, &text, &HEADER[..20]] {
+        for silent in [GET, &text] {
             assert_eq!(door.say(silent).await, "");
         }
         assert!(door.say(&[HEADER, HEADER, GET].concat()).await.starts_with("HTTP/1.1 400 "));

@@ -189,9 +189,10 @@ impl InheritedSockets {
 /// A bound socket that listens, on no runtime yet.
 pub(crate) struct Listening {
     pub(crate) address: BoundAddress,
-    kind: ListeningKind,
-    /// Shared by the clones; the last one removes the file.
+    /// Shared by the clones; the last one removes the file. Dropped before its socket is: up to then no other process
+    /// takes the place for free, so that the file is ours.
     file: Option<Arc<SocketFile>>,
+    kind: ListeningKind,
 }
 
 enum ListeningKind {
@@ -253,7 +254,7 @@ impl Listening {
         let local = socket.local_addr()?;
         if let Some(address) = local.as_socket() {
             let (address, kind) = (BoundAddress::Tcp(address), ListeningKind::Tcp(socket.into()));
-            return Ok(Self { address, kind, file });
+            return Ok(Self { address, file, kind });
         }
         if !local.is_unix() {
             return Err(io::ErrorKind::Unsupported.into());
@@ -261,7 +262,7 @@ impl Listening {
         let abstract_name = || local.as_abstract_namespace().map(|name| format!("@{}", name.escape_ascii()));
         let path = local.as_pathname().map(Path::to_owned).or_else(|| abstract_name().map(PathBuf::from));
         let address = BoundAddress::Unix(path.unwrap_or_default());
-        Ok(Self { address, kind: ListeningKind::Unix(socket.into()), file })
+        Ok(Self { address, file, kind: ListeningKind::Unix(socket.into()) })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
@@ -269,7 +270,7 @@ impl Listening {
             ListeningKind::Tcp(listener) => ListeningKind::Tcp(listener.try_clone()?),
             ListeningKind::Unix(listener) => ListeningKind::Unix(listener.try_clone()?),
         };
-        Ok(Self { address: self.address.clone(), kind, file: self.file.clone() })
+        Ok(Self { address: self.address.clone(), file: self.file.clone(), kind })
     }
 
     pub(crate) fn register(self) -> io::Result<Accepting> {
@@ -277,15 +278,15 @@ impl Listening {
             ListeningKind::Tcp(listener) => AcceptingKind::Tcp(TcpListener::from_std(listener)?),
             ListeningKind::Unix(listener) => AcceptingKind::Unix(UnixListener::from_std(listener)?),
         };
-        Ok(Accepting { address: self.address, kind, _file: self.file })
+        Ok(Accepting { address: self.address, _file: self.file, kind })
     }
 }
 
 /// [`Listening`], on one runtime.
 pub(crate) struct Accepting {
     pub(crate) address: BoundAddress,
-    kind: AcceptingKind,
     _file: Option<Arc<SocketFile>>,
+    kind: AcceptingKind,
 }
 
 enum AcceptingKind {
