@@ -184,7 +184,7 @@ mod tests {
             connection: Text::new("hr-prod"),
             generation: Some(7),
             policy: Text::new("hr-readers"),
-            rule: Some(0),
+            rule: Some(1),
             family: Text::new("table"),
             table: Text::new("incident"),
             method: Text::new("GET"),
@@ -210,7 +210,7 @@ mod tests {
     fn a_line_is_as_documented() {
         let expected = concat!(
             r#"{"time":"2026-11-28T19:27:22.042Z","request_id":"7f3k2m9q-00000001","caller_key":"k3y1d0000000","#,
-            r#""connection":"hr-prod","generation":7,"policy":"hr-readers","rule":0,"family":"table","#,
+            r#""connection":"hr-prod","generation":7,"policy":"hr-readers","rule":1,"family":"table","#,
             r#""table":"incident","method":"GET","status":503,"error":"instance_asleep","#,
             r#""instance_verdict":"asleep","bytes_in":0,"bytes_out":1024,"decided_us":31,"first_byte_us":48211,"#,
             r#""total_us":48377,"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01","#,

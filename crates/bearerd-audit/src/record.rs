@@ -18,7 +18,7 @@ pub struct AccessRecord {
     /// Of the access token that went to the instance last.
     pub generation: Option<u64>,
     pub policy: Text<63>,
-    /// Index in the policy of the rule that opened the call.
+    /// Which rule of the policy opened the call, from 1.
     pub rule: Option<u16>,
     /// As policies name it.
     pub family: Text<83>,

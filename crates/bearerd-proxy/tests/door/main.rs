@@ -5,7 +5,11 @@
 mod answers;
 mod calls;
 mod errors;
+mod families;
+mod http2;
 mod lifecycle;
+mod records;
 mod replay;
 mod streams;
 mod support;
+mod token_endpoint;

@@ -212,6 +212,10 @@ fn rules() -> Vec<Rule> {
 }
 
 pub(crate) fn snapshot(key: &ApiKey, rules: Vec<Rule>, default_connection: Option<&str>) -> Snapshot {
+    snapshot_of(key, default_connection, |policy| policy.rules = rules)
+}
+
+fn snapshot_of(key: &ApiKey, default_connection: Option<&str>, change: impl FnOnce(&mut Policy)) -> Snapshot {
     let hash = RootSecret::from_bytes([5; 32]).keyed_hash("caller key");
     let now = UnixTime::from_secs(0);
     let policy = PolicyId::parse("policy-1").unwrap();
@@ -225,25 +229,40 @@ pub(crate) fn snapshot(key: &ApiKey, rules: Vec<Rule>, default_connection: Optio
         created_at: now,
         last_used_at: None,
     };
-    let policy = Policy {
+    let mut policy = Policy {
         id: policy,
         description: String::new(),
-        rules,
+        rules: rules(),
         rate: None,
         concurrency_max: None,
         created_at: now,
         updated_at: now,
     };
+    change(&mut policy);
     Snapshot::compile([record], [policy], hash)
 }
 
 impl Door {
+    /// Puts the key's policy in force as `change` leaves it.
+    pub(crate) fn change_policy(&self, change: impl FnOnce(&mut Policy)) {
+        self.shared.publish(snapshot_of(&self.key, Some("hr"), change), self.clock.now());
+    }
+
+    /// With access records.
+    pub(crate) fn open_recording(instance: &Instance, log: &AccessLog) -> Self {
+        Self::opened(instance, ProxySettings::default(), log)
+    }
+
     pub(crate) fn open(instance: &Instance) -> Self {
         Self::open_with(instance, ProxySettings::default())
     }
 
     /// `settings.listen` and `settings.workers` are set here.
     pub(crate) fn open_with(instance: &Instance, settings: ProxySettings) -> Self {
+        Self::opened(instance, settings, &no_records())
+    }
+
+    fn opened(instance: &Instance, settings: ProxySettings, log: &AccessLog) -> Self {
         let clock = Arc::new(FakeClock::at(UnixTime::from_secs(1_000)));
         let key = ApiKey::generate(KeyKind::Caller);
         let shared = Arc::new(SharedSnapshot::new(snapshot(&key, rules(), Some("hr")), clock.now()));
@@ -272,7 +291,7 @@ impl Door {
             Arc::clone(&tokens) as _,
             Arc::clone(&clock) as _,
             &metrics,
-            &no_records(),
+            log,
         );
         Self { running: Some(running.unwrap()), address, key, tokens, clock, shared, metrics }
     }

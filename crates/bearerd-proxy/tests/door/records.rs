@@ -1,0 +1,80 @@
+//! One access record a call, whatever becomes of it; as many as the metrics count.
+
+use bearerd_audit::{AccessLog, AccessSettings, SinkKind};
+use serde_json::Value;
+
+use crate::support::{Door, Instance, ok};
+
+#[tokio::test]
+async fn every_call_is_recorded_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.jsonl");
+    let settings = AccessSettings { sink: SinkKind::File, path: path.clone(), ..AccessSettings::default() };
+    let log = AccessLog::start(&settings).unwrap();
+    let mut instance = Instance::listen().await;
+    let mut door = Door::open_recording(&instance, &log);
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let mut caller = door.call().await;
+    caller
+        .send(
+            door.head(
+                "GET /api/now/table/incident",
+                &format!("x-request-id: one\r\ntraceparent: {trace}\r\n"),
+            ),
+        )
+        .await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send(ok("{\"a\":1}", "x-transaction-id: t-1\r\n")).await;
+    assert_eq!(caller.answer(false).await.status, 200);
+    caller.send(door.head("DELETE /api/now/table/problem", "x-request-id: two\r\n")).await;
+    assert_eq!(caller.answer(false).await.code(), "policy_denied");
+    caller.send("GET /login.do HTTP/1.1\r\nhost: b.example\r\nx-request-id: three\r\n\r\n").await;
+    assert_eq!(caller.answer(false).await.code(), "path_refused");
+    // One that leaves before its answer.
+    let mut leaves = door.call().await;
+    leaves.send(door.head("GET /api/now/table/incident", "x-request-id: four\r\n")).await;
+    peer.request().await;
+    drop(leaves);
+    peer.closed().await;
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+    let counted: u64 = ["2xx", "4xx", "none"]
+        .into_iter()
+        .flat_map(|class| ["bearerd", "instance"].map(|origin| (class, origin)))
+        .flat_map(|(class, origin)| ["GET", "DELETE"].map(|method| (class, origin, method)))
+        .map(|(class, origin, method)| {
+            door.metric(&format!(
+                "bearerd_proxy_requests_total{{method=\"{method}\",origin=\"{origin}\",status_class=\"{class}\"}}"
+            ))
+        })
+        .sum();
+    door.running.take().unwrap().shutdown(std::time::Duration::ZERO).await;
+    log.shutdown(std::time::Duration::from_secs(5)).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((records.len(), counted), (4, 4), "{text}");
+    let of = |id: &str| records.iter().find(|record| record["request_id"] == id).unwrap();
+    let one = of("one");
+    for (name, expected) in [
+        ("connection", Value::from("hr")),
+        ("policy", "policy-1".into()),
+        ("rule", 1.into()),
+        ("family", "table".into()),
+        ("table", "incident".into()),
+        ("method", "GET".into()),
+        ("status", 200.into()),
+        ("generation", 7.into()),
+        ("bytes_out", 7.into()),
+        ("traceparent", trace.into()),
+        ("transaction_id", "t-1".into()),
+        ("source", "127.0.0.1".into()),
+        ("caller_key", door.key.id().as_str().into()),
+    ] {
+        assert_eq!(one[name], expected, "{name} of {one}");
+    }
+    assert!(one["first_byte_us"].as_u64() <= one["total_us"].as_u64());
+    assert_eq!((&of("two")["status"], &of("two")["error"]), (&403.into(), &"policy_denied".into()));
+    assert_eq!(of("three")["error"], "path_refused");
+    assert_eq!((&of("four")["status"], &of("four")["caller_left"]), (&0.into(), &true.into()));
+    assert!(!text.contains(&door.key.expose()[20..]) && !text.contains("token-of-hr"), "S-09: {text}");
+}
