@@ -74,7 +74,6 @@ fn a_door_behind_a_proxy() {
 /// A program that listens on `address`, and becomes bearerd as systemd would start it.
 fn launcher(folder: &Path, address: SocketAddr) -> std::path::PathBuf {
     let path = folder.join("launcher");
-    let bearerd = bearerd_binary();
     let text = format!(
         "#!/usr/bin/env python3\n\
          import os, socket, sys\n\
@@ -82,9 +81,10 @@ fn launcher(folder: &Path, address: SocketAddr) -> std::path::PathBuf {
          os.dup2(door.fileno(), 3)\n\
          os.set_inheritable(3, True)\n\
          os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='proxy', LISTEN_PID=str(os.getpid()))\n\
-         os.execv({bearerd:?}, ['bearerd', *sys.argv[1:]])\n",
+         os.execv('{}', ['bearerd', *sys.argv[1:]])\n",
         address.ip().to_string(),
-        address.port()
+        address.port(),
+        bearerd_binary().display()
     );
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
