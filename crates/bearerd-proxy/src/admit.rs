@@ -4,7 +4,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bearerd_audit::Text;
-use bearerd_model::{CallerKeyId, ConnectionId, DeathCause, UnixTime};
+use bearerd_model::{CallerKeyId, ConnectionId, DeathCause, PolicyId, UnixTime};
 use bearerd_policy::{
     Call, CompiledKey, ConnectionFacts, Decision, DenyReason, KeyRefusal, LimitRefusal, Method, Opened,
     PresentedKey, SharedSnapshot, Snapshot, Sole,
@@ -49,8 +49,10 @@ pub(crate) struct Opening {
 pub(crate) struct Known {
     /// The answer to [`Step::FindSole`].
     pub(crate) only: Only,
-    /// The answer to [`Step::Load`].
+    /// The answer to [`Step::Load`]; what memory has by now comes first.
     pub(crate) view: Option<Arc<ConnectionView>>,
+    /// The answer to [`Step::Acquire`].
+    pub(crate) acquired: Option<LentToken>,
 }
 
 /// The only connection that exists.
@@ -108,14 +110,19 @@ pub(crate) fn step(
     if !key.may_open(&id) {
         return Err(unknown());
     }
-    let loaded = known.view.as_ref().filter(|view| view.id == id).cloned();
-    let Some(view) = loaded.or_else(|| tokens.peek(&id)) else { return Ok(Step::Load(id)) };
+    let loaded = || known.view.as_ref().filter(|view| view.id == id).cloned();
+    let Some(view) = tokens.peek(&id).or_else(loaded) else { return Ok(Step::Load(id)) };
     let query = open(key, &view, asked, now, under_way)?;
     key.mark_used(now);
     let ready = match &view.standing {
         Standing::Closed(error) => return Err(not_lent(error)),
         Standing::Ready(token) if now < token.usable_until => Some(token.clone()),
-        Standing::Ready(_) | Standing::NeedsToken => None,
+        // Another upstream: another connection under the same id, and nobody has asked for that one.
+        Standing::Ready(_) | Standing::NeedsToken => match &known.acquired {
+            Some(token) if !Arc::ptr_eq(&token.upstream, &view.upstream) => return Err(changed_meanwhile()),
+            Some(token) if now >= token.usable_until => return Err(changed_meanwhile()),
+            acquired => acquired.clone(),
+        },
     };
     let opening = Opening { key: key.id().clone(), view, query };
     Ok(match ready {
@@ -163,15 +170,19 @@ fn open(
         source: asked.source,
         now,
     };
+    under_way.record().connection = Text::new(view.id.as_str());
     let Opened { policy, rule, records, limits } = match key.decide(facts, &call) {
         Decision::Allow(opened) => opened,
         Decision::Deny(reason) if reason.hides_connection() => return Err(unknown()),
-        Decision::Deny(reason) => return Err(denied(reason)),
+        Decision::Deny(reason) => {
+            if let Some((policy, rule)) = reason.rule() {
+                note_rule(under_way, policy, rule);
+            }
+            return Err(denied(reason));
+        }
     };
-    let record = under_way.record();
-    record.connection = Text::new(view.id.as_str());
-    record.policy = Text::new(policy.as_str());
-    record.rule = u16::try_from(rule).ok();
+    note_rule(under_way, policy, rule);
+    under_way.decided();
     let query = match records {
         None => None,
         Some(records) => Some(records.rewrite(asked.query).map_err(|refused| {
@@ -183,6 +194,12 @@ fn open(
         *under_way.in_flight() = Some(limits.admit(now).map_err(limited)?);
     }
     Ok(query)
+}
+
+fn note_rule(under_way: &mut UnderWay, policy: &PolicyId, rule: usize) {
+    let record = under_way.record();
+    record.policy = Text::new(policy.as_str());
+    record.rule = u16::try_from(rule).ok();
 }
 
 fn limited(refusal: LimitRefusal) -> Fault {

@@ -71,8 +71,8 @@ pub(crate) fn check_sense(head: &AnswerHead, wanted: Wanted, method: Method) -> 
     if head.status == StatusCode::ACCEPTED {
         return Err(Fault::new(Code::InstanceDroppedRequest));
     }
-    // A 401 has rules of its own, whatever its body.
-    let surprised = !wanted.html && head.status != StatusCode::UNAUTHORIZED;
+    // What refuses the call says so by its status, whatever its body.
+    let surprised = !wanted.html && verdict(head).is_none();
     if surprised && head.headers.get(header::CONTENT_TYPE).is_some_and(is_html) {
         return Err(Fault::new(Code::InstanceAsleep).retryable(method.is_safe()));
     }
@@ -437,6 +437,8 @@ mod tests {
             (200, "text/html", Some(Code::InstanceAsleep)),
             (503, "Text/HTML;charset=UTF-8", Some(Code::InstanceAsleep)),
             (401, "text/html", None),
+            (403, "text/html", None),
+            (429, "text/html", None),
             (500, "application/json", None),
             (429, "application/json", None),
         ] {

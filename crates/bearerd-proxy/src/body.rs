@@ -237,6 +237,7 @@ impl Shared {
                         return Poll::Ready(Err(self.fail(BodyFault::TooLarge)));
                     }
                     self.ended.set(incoming.is_end_stream());
+                    self.caller.forwards();
                     self.kept.borrow_mut().keep(&chunk);
                     return Poll::Ready(Ok(Some(chunk)));
                 }
@@ -344,6 +345,9 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
         under_way.asked();
+        if under_way.is_over() && self.answer.is_some() {
+            return Poll::Ready(Some(Err(AnswerFault::TooLong)));
+        }
         let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
         match answer.poll_chunk(cx) {
             Poll::Ready(Some(Ok(bytes))) => {
@@ -358,11 +362,11 @@ impl Stream {
                 Poll::Ready(None)
             }
             Poll::Pending => {
+                // An instance that answers early may still be taking the request.
                 let since = *self.waiting_since.get_or_insert_with(|| self.now.now());
+                let since = since.max(under_way.body_progressed_at());
                 if self.now.is_past(since, self.idle_max_ms) {
                     Poll::Ready(Some(Err(AnswerFault::Stalled)))
-                } else if under_way.is_over() {
-                    Poll::Ready(Some(Err(AnswerFault::TooLong)))
                 } else {
                     Poll::Pending
                 }
@@ -387,7 +391,13 @@ impl Body for AnswerBody {
         match &mut self.get_mut().0 {
             Kind::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Kind::Streamed(stream, under_way) => stream.poll_frame(under_way, cx),
+            Kind::Streamed(stream, under_way) => {
+                let polled = stream.poll_frame(under_way, cx);
+                if let Poll::Ready(Some(Err(fault))) = &polled {
+                    under_way.cut(fault);
+                }
+                polled
+            }
         }
     }
 

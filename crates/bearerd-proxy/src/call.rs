@@ -155,7 +155,6 @@ async fn answer(
         source,
     };
     let (opening, token) = admitted(worker, asked, under_way).await?;
-    under_way.decided();
     let view = opening.view;
     let concerned = |fault: Fault| Failed { fault, connection: Some(view.id.clone()) };
     if body.size_hint().lower() > family.body_bytes_max {
@@ -170,6 +169,7 @@ async fn answer(
     }
     let outgoing = Outgoing {
         worker,
+        asked,
         family,
         method: head.method,
         sent: parts,
@@ -227,25 +227,12 @@ async fn admitted(
                     under_way.record().generation = Some(token.generation.0);
                     return Ok((opening, token));
                 }
+                known.view = None;
             }
             Step::Acquire(opening) => {
-                let view = &opening.view;
-                let acquired = worker.tokens.acquire(&view.id).await;
-                let refused =
-                    |error| Failed { fault: admit::not_lent(&error), connection: Some(view.id.clone()) };
-                let token = acquired.map_err(refused)?;
-                // Another upstream, or another connection under the same id, and nobody has judged that one.
-                if !Arc::ptr_eq(&token.upstream, &view.upstream) {
-                    return Err(Failed {
-                        fault: admit::changed_meanwhile(),
-                        connection: Some(view.id.clone()),
-                    });
-                }
-                if has_place(worker, &opening, under_way).await? {
-                    view.last_use.mark(worker.clock.now());
-                    under_way.record().generation = Some(token.generation.0);
-                    return Ok((opening, token));
-                }
+                let id = &opening.view.id;
+                let refused = |error| Failed { fault: admit::not_lent(&error), connection: Some(id.clone()) };
+                known.acquired = Some(worker.tokens.acquire(id).await.map_err(refused)?);
             }
             Step::FindSole => {
                 known.only = worker.tokens.sole_connection().await.map_or(Only::None, Only::One);
@@ -296,10 +283,14 @@ async fn token_response(
     let body = CallerBody::new(body, caller, token_endpoint::BODY_BYTES_MAX as u64, 0, now);
     under_way.carries(body.clone());
     let form = whole(worker, &body).await?;
-    let refused = |refusal: token_endpoint::Refusal| Ok(Answer::Own(refusal.respond(request_id.clone())));
+    let refused = |refusal: token_endpoint::Refusal, under_way: &mut UnderWay| {
+        worker.shard.failed(refusal.code());
+        under_way.record().error = Some(refusal.code().name());
+        Ok(Answer::Own(refusal.respond(request_id.clone())))
+    };
     let request = match token_endpoint::Request::parse(&parts.headers, &form) {
         Ok(request) => request,
-        Err(refusal) => return refused(refusal),
+        Err(refusal) => return refused(refusal, under_way),
     };
     let checked = worker.remembering(|memory| {
         let key = admit::authenticate(memory, &request.key, under_way)?;
@@ -308,18 +299,19 @@ async fn token_response(
     });
     match checked {
         Ok((ends_at, now)) => Ok(Answer::Own(request.granted(ends_at, now, request_id.clone()))),
-        Err(Fault { code, .. }) => refused(request.refused(code)),
+        Err(Fault { code, .. }) => refused(request.refused(code), under_way),
     }
 }
 
-/// All of a small body.
+/// All of a small body, within the time that a head has: whoever sends it has shown no key yet.
 async fn whole(worker: &Worker, body: &CallerBody) -> Result<Zeroizing<Vec<u8>>, Fault> {
     let mut stream = body.attempt().ok_or_else(|| Fault::malformed("The body was cut off."))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(token_endpoint::BODY_BYTES_MAX));
+    let begun = worker.now.now();
     loop {
         let chunk = poll_fn(|cx| {
             let chunk = Pin::new(&mut stream).poll_frame(cx);
-            if chunk.is_pending() && body.is_stalled(worker.limits.body_idle_ms) {
+            if chunk.is_pending() && worker.now.is_past(begun, worker.limits.header_read_ms) {
                 return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
             }
             chunk.map(Ok)
@@ -344,6 +336,7 @@ fn body_fault(fault: BodyFault) -> Fault {
 /// A call that policy has let through.
 struct Outgoing<'a> {
     worker: &'a Rc<Worker>,
+    asked: Asked<'a>,
     family: &'a FamilyLimits,
     method: Method,
     /// The caller's own head.
@@ -367,7 +360,8 @@ async fn exchange(
     let attempt = outgoing.attempt(&token).expect("nothing of the body has passed yet");
     let first = send(outgoing, attempt, under_way).await?;
     if first.0.status == StatusCode::UNAUTHORIZED {
-        let outcome = outgoing.worker.tokens.refused(id, &token);
+        let worker = outgoing.worker;
+        let outcome = worker.tokens.refused(id, &token);
         if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
             // The next call profits from the refresh.
             spawn_local(outcome);
@@ -375,11 +369,16 @@ async fn exchange(
             && Arc::ptr_eq(&newer.upstream, &token.upstream)
             && let Some(attempt) = outgoing.attempt(&newer)
         {
+            // Key and policy may be others after the wait.
+            let known = Known::default();
+            worker.remembering(|memory| admit::step(memory, outgoing.asked, &known, under_way))?;
             // Its connection is closed, and with it what was still being sent there.
             drop(first);
-            outgoing.worker.shard.replays.add_one();
+            worker.shard.replays.add_one();
             under_way.replayed(newer.generation);
-            return send(outgoing, attempt, under_way).await;
+            let second = send(outgoing, attempt, under_way).await;
+            outgoing.body.iter().for_each(CallerBody::keep_no_more);
+            return second;
         }
     }
     outgoing.body.iter().for_each(CallerBody::keep_no_more);
@@ -491,7 +490,12 @@ impl Outgoing<'_> {
             .expect("an instance's authority, and a target that was parsed before");
         let (held, answering) = shared.send(request);
         let mut answering = pin!(answering);
-        Ok(match self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await? {
+        let answered = self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await;
+        if answered.is_err() {
+            // It may be dead without anybody saying so: no further call goes there.
+            shared.retire();
+        }
+        Ok(match answered? {
             Ok(answer) => match taken_apart(answer, held) {
                 Ok((head, stream)) => Ok((head, AnswerStream::Http2(stream))),
                 Err(fault) => Err(ExchangeFault::from(fault).into()),

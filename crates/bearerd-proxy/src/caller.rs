@@ -38,12 +38,15 @@ pub(crate) struct CallerConnection {
     calls: Cell<u32>,
     /// Calls begun: what [`Scanner`] counts as well.
     begun: Cell<u64>,
-    /// When the number of calls under way, or a byte from the caller, last changed anything.
+    /// When the number of calls under way last changed.
     active_at: Cell<u64>,
     /// A request's head has begun and not ended.
     head_since: Cell<Option<u64>>,
     /// The caller takes no bytes.
     blocked_since: Cell<Option<u64>>,
+    /// When the call under way must have ended, over HTTP/1: a caller that takes a little now and then is not asked for
+    /// more in between.
+    call_until: Cell<Option<u64>>,
     /// Of an HTTP/2 connection: a task for each call.
     streams: Streams,
 }
@@ -77,6 +80,7 @@ impl CallerConnection {
             // A connection that says nothing is as slow as one that says half a head.
             head_since: Cell::new(Some(now)),
             blocked_since: Cell::new(None),
+            call_until: Cell::new(None),
             streams: Streams::default(),
         }
     }
@@ -102,6 +106,7 @@ impl CallerConnection {
 
     /// From here on the caller's bytes are HTTP/2.
     pub(crate) fn is_http2(&self) {
+        self.head_since.set(None);
         *self.watch.borrow_mut() = Watch::Http2(FrameGuard::default());
     }
 
@@ -111,6 +116,7 @@ impl CallerConnection {
         self.begun.set(index + 1);
         self.calls.set(self.calls.get() + 1);
         self.active_at.set(now);
+        self.head_since.set(None);
         match &*self.watch.borrow() {
             Watch::Http1(scanner) => scanner.fault().filter(|(at, _)| *at <= index).map(|(_, fault)| fault),
             Watch::Http2(_) => None,
@@ -127,17 +133,30 @@ impl CallerConnection {
         }
     }
 
-    /// Bytes of its answer that went out: of one more call.
-    pub(crate) fn call_ends(&self, now: u64, answer_bytes: u64) {
+    /// The call that has begun last must end by then.
+    pub(crate) fn call_ends_by(&self, at: u64) {
+        if matches!(&*self.watch.borrow(), Watch::Http1(_)) {
+            self.call_until.set(Some(at));
+        }
+    }
+
+    /// `whole`: its answer went out to its end. A call that its caller gave up pays for no frames.
+    pub(crate) fn call_ends(&self, now: u64, whole: bool) {
         self.calls.set(self.calls.get().saturating_sub(1));
         self.active_at.set(now);
+        self.call_until.set(None);
         match &mut *self.watch.borrow_mut() {
             // A next head that began to arrive meanwhile has waited for us, not we for it.
             Watch::Http1(scanner) => self.head_since.set(scanner.is_in_head().then_some(now)),
-            Watch::Http2(guard) => {
-                let bytes = u32::try_from(answer_bytes / frames::ANSWER_BYTES_PER_FRAME).unwrap_or(u32::MAX);
-                guard.earn(frames::FRAMES_PER_CALL.saturating_add(bytes));
-            }
+            Watch::Http2(guard) if whole => guard.earn(frames::FRAMES_PER_CALL),
+            Watch::Http2(_) => {}
+        }
+    }
+
+    /// A piece of a body went on to the instance, however small it was.
+    pub(crate) fn forwards(&self) {
+        if let Watch::Http2(guard) = &mut *self.watch.borrow_mut() {
+            guard.earn(1);
         }
     }
 
@@ -149,18 +168,17 @@ impl CallerConnection {
         }
     }
 
+    /// Bytes alone keep no connection: only a call does.
     fn read(&self, bytes: &[u8], now: u64) {
-        self.active_at.set(now);
         match &mut *self.watch.borrow_mut() {
             Watch::Http1(scanner) => {
                 scanner.feed(bytes);
-                let in_head = scanner.is_in_head();
-                self.head_since.set(in_head.then(|| self.head_since.get().unwrap_or(now)));
+                // Whatever comes between calls begins a head, and has so long to end it.
+                if self.calls.get() == 0 && self.head_since.get().is_none() {
+                    self.head_since.set(Some(now));
+                }
             }
-            Watch::Http2(guard) => {
-                guard.feed(bytes);
-                self.head_since.set(None);
-            }
+            Watch::Http2(guard) => guard.feed(bytes),
         }
     }
 
@@ -170,6 +188,7 @@ impl CallerConnection {
         let between_calls = self.calls.get() == 0;
         self.floods()
             || past(self.blocked_since.get(), limits.body_idle_ms)
+            || past(self.call_until.get(), 0)
             || (between_calls && past(self.head_since.get(), limits.header_read_ms))
             || (between_calls && now.is_past(self.active_at.get(), limits.keep_alive_ms))
             || self.streams.asked_at.borrow().values().any(|at| now.is_past(*at, limits.body_idle_ms))

@@ -13,7 +13,10 @@ use bearerd_model::InstanceOrigin;
 use bearerd_net::{ConnectError, Connector};
 use bearerd_tokens::Upstream;
 use http::{HeaderValue, uri::Scheme};
-use tokio::{sync::Mutex, task::yield_now};
+use tokio::{
+    sync::Mutex,
+    task::{coop::has_budget_remaining, yield_now},
+};
 
 use crate::{
     coarse::Coarse,
@@ -142,9 +145,10 @@ impl Pools {
         }
     }
 
-    /// As [`Self::take`], where connections can be shared. One call at a time opens one; the others wait for what that
-    /// brings.
+    /// As [`Self::take`], where connections can be shared. The first call opens one and the others wait for what that
+    /// brings, once: if it brings nothing to share, each opens its own.
     async fn take_shared(&self, pool: &Pool) -> Result<Taken, ConnectError> {
+        let mut waited = false;
         loop {
             let roomy = pool.shared.borrow().iter().find(|shared| shared.has_room()).cloned();
             if let Some(shared) = roomy {
@@ -154,10 +158,12 @@ impl Pools {
             if let Some(taken) = self.take_idle(pool).await {
                 return Ok(taken); // the instance did not agree to HTTP/2
             }
-            let Ok(_opening) = pool.opening.try_lock() else {
+            let opening = pool.opening.try_lock();
+            if opening.is_err() && !waited {
                 drop(pool.opening.lock().await);
+                waited = true;
                 continue;
-            };
+            }
             let taken = self.open(pool).await?;
             if let Way::Http2(shared) = &taken.way {
                 let mut pooled = pool.shared.borrow_mut();
@@ -220,6 +226,9 @@ impl Pool {
             if self.now.is_past(since, PROBED_AFTER_MS) {
                 // Lets the poller look at the socket once: a close that has arrived is seen before the request goes.
                 yield_now().await;
+            }
+            if !has_budget_remaining() {
+                yield_now().await; // without one, the socket is not looked at
             }
             if connection.is_quiet() {
                 return Some(connection);

@@ -11,9 +11,9 @@ use http::{StatusCode, Version, request};
 
 use crate::{
     answer_head,
-    body::CallerBody,
+    body::{AnswerFault, CallerBody},
     caller::{CallerConnection, Taken},
-    error::Fault,
+    error::{Code, Fault},
     metrics::Origin,
     places::Place,
     request_id::RequestId,
@@ -37,6 +37,8 @@ struct Call {
     origin: Option<Origin>,
     /// The answer has gone out whole.
     whole: bool,
+    /// It broke off, and not by its caller's doing.
+    cut: bool,
     record: AccessRecord,
     /// Its share of the limits of the policy that opened it.
     in_flight: Option<InFlight>,
@@ -71,6 +73,7 @@ impl UnderWay {
             method: Method::parse(sent.method.as_str()),
             origin: None,
             whole: false,
+            cut: false,
             record,
             in_flight: None,
             place: None,
@@ -93,13 +96,16 @@ impl UnderWay {
     pub(crate) fn routed(&mut self, route: &Route<'_>, total_max_ms: u64) {
         let call = &mut *self.0;
         call.total_max_ms = total_max_ms;
+        call.caller.call_ends_by(call.begun_at.saturating_add(total_max_ms));
         call.record.family = Text::new(&route.family.name());
         call.record.table = Text::new(route.table.unwrap_or_default());
     }
 
-    /// Policy has let the call through.
+    /// Policy has let the call through, for the first time.
     pub(crate) fn decided(&mut self) {
-        self.0.record.decided_us = Some(self.elapsed_us());
+        if self.0.record.decided_us.is_none() {
+            self.0.record.decided_us = Some(self.elapsed_us());
+        }
     }
 
     /// Until the call ends, its key has one call more under way. Counted once, however often the call is judged.
@@ -168,6 +174,29 @@ impl UnderWay {
         self.0.whole = true;
     }
 
+    /// When the instance last took a piece of the body.
+    pub(crate) fn body_progressed_at(&self) -> u64 {
+        self.0.body.as_ref().map_or(0, CallerBody::progressed_at)
+    }
+
+    /// The answer breaks off, and not by its caller's doing.
+    pub(crate) fn cut(&mut self, fault: &AnswerFault) {
+        let code = match fault {
+            AnswerFault::Cut(_) => Code::InstanceReplyInvalid,
+            AnswerFault::Stalled | AnswerFault::TooLong => Code::InstanceTimeout,
+        };
+        let call = &mut *self.0;
+        call.cut = true;
+        call.record.error = Some(code.name());
+        call.worker.shard.failed(code);
+        tracing::warn!(
+            error.code = code.name(),
+            request.id = call.record.request_id.as_str(),
+            connection.id = call.record.connection.as_str(),
+            "answer cut: {fault}"
+        );
+    }
+
     /// bearerd itself answers, with so many bytes.
     pub(crate) fn failed(mut self, fault: &Fault, bytes: usize) {
         let call = &mut *self.0;
@@ -202,8 +231,8 @@ impl Drop for UnderWay {
         let mut record = std::mem::take(&mut call.record);
         record.total_us = total_us;
         record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
-        record.caller_left = !call.whole;
-        call.caller.call_ends(call.worker.now.now(), record.bytes_out);
+        record.caller_left = !call.whole && !call.cut;
+        call.caller.call_ends(call.worker.now.now(), call.whole);
         call.worker.shard.in_flight.take_one();
         let status = StatusCode::from_u16(record.status).ok();
         call.worker.shard.ended(call.method, status, call.origin);

@@ -1,7 +1,10 @@
-//! What the process asks of the system at start: no core files, no debuggers of the same user (S-10), and as many
-//! descriptors as it may have.
+//! What the process asks of the system at start: no core files, no debuggers of the same user (S-10), small pages, and as
+//! many descriptors as it may have.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::{
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+    thread::disable_transparent_huge_pages,
+};
 use tracing::{info, warn};
 
 /// No core files, no attaching. A system that refuses is told of and borne: neither is needed to serve.
@@ -13,6 +16,12 @@ pub(crate) fn apply() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         warn!(%error, "the process could not be made undumpable");
     }
+}
+
+/// Memory in pages of 4 KiB: the heap is small, and the allocator's large pages would round it up to twice that. A system
+/// that cannot is borne: memory is all that it costs.
+pub(crate) fn keep_pages_small() {
+    let _ = disable_transparent_huge_pages(true);
 }
 
 /// Raises the soft limit on descriptors to the hard one: each caller and each instance connection takes one, and the

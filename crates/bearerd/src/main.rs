@@ -21,6 +21,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    hardening::keep_pages_small(); // before there is a heap to speak of
     bearerd_net::init_crypto();
     cli::run()
 }

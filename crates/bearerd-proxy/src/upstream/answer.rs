@@ -155,7 +155,9 @@ fn headers_of(
         (false, false, Some(length)) => Framing::Length(length),
         (false, false, None) => Framing::UntilClose,
     };
-    let keeps_alive = is_http11 && !closes && framing != Framing::UntilClose;
+    // Whatever such an answer calls a body could be read as the next answer.
+    let ghost = status == StatusCode::NO_CONTENT && (chunked || length.is_some_and(|length| length > 0));
+    let keeps_alive = is_http11 && !closes && !ghost && framing != Framing::UntilClose;
     Ok(Parsed { head: AnswerHead { status, headers }, framing, keeps_alive })
 }
 
@@ -224,7 +226,8 @@ mod tests {
         check("HTTP/1.1 200 OK\r\nContent-Length: 0", Framing::Empty, true);
         check("HTTP/1.1 200 \r\nTransfer-Encoding: Chunked", Framing::Chunked, true);
         check("HTTP/1.1 200 OK", Framing::UntilClose, false);
-        check("HTTP/1.1 204 No Content\r\nContent-Length: 5", Framing::Empty, true);
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 5", Framing::Empty, false);
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 0", Framing::Empty, true);
         check("HTTP/1.1 304 Not Modified", Framing::Empty, true);
         check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close", Framing::Length(5), false);
         check("HTTP/1.0 200 OK\r\nContent-Length: 5", Framing::Length(5), false);

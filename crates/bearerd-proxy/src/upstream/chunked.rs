@@ -57,7 +57,6 @@ impl Chunked {
             }
             let byte = buffer.get_u8();
             self.state = self.after(byte)?;
-            // One that comes with the data is taken at once, so that the end is known as early as can be.
         }
         Ok(None)
     }

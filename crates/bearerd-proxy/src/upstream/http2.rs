@@ -31,6 +31,8 @@ use crate::{
 pub(crate) struct Shared {
     sender: http2::SendRequest<UpstreamBody>,
     calls: Cell<u32>,
+    /// No further call is to go over it.
+    retired: Cell<bool>,
     driver: AbortHandle,
 }
 
@@ -55,15 +57,19 @@ impl Shared {
                 tracing::debug!(%error, "a connection to an instance ended");
             }
         });
-        Ok(Self { sender, calls: Cell::new(0), driver: driver.abort_handle() })
+        Ok(Self { sender, calls: Cell::new(0), retired: Cell::new(false), driver: driver.abort_handle() })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.retired.get() || self.sender.is_closed()
     }
 
     pub(crate) fn has_room(&self) -> bool {
         self.calls.get() < CALLS_MAX && !self.is_closed()
+    }
+
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
     }
 
     /// Sends; the future is the wait for the answer's head.
@@ -87,7 +93,7 @@ impl Drop for Held {
     }
 }
 
-/// The body of an answer. Dropping it before its end resets its stream, and nothing else.
+/// The body of an answer. Dropping it before its end cancels its stream, and nothing else.
 #[derive(Debug)]
 pub(crate) struct Http2Stream {
     incoming: Incoming,
@@ -157,7 +163,7 @@ where
     }
 }
 
-/// Calls at once on one connection, if the instance admits as many; further ones open another.
+/// Calls at once on one connection; further ones open another. Where the instance admits fewer, they wait on it.
 const CALLS_MAX: u32 = 100;
 /// What an instance may send of one answer before its caller has taken it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
