@@ -120,7 +120,6 @@ pub(crate) fn step(
         // Another upstream: another connection under the same id, and nobody has asked for that one.
         Standing::Ready(_) | Standing::NeedsToken => match &known.acquired {
             Some(token) if !Arc::ptr_eq(&token.upstream, &view.upstream) => return Err(changed_meanwhile()),
-            Some(token) if now >= token.usable_until => return Err(changed_meanwhile()),
             acquired => acquired.clone(),
         },
     };

@@ -227,7 +227,7 @@ async fn admitted(
                     under_way.record().generation = Some(token.generation.0);
                     return Ok((opening, token));
                 }
-                known.view = None;
+                (known.view, known.acquired) = (None, None);
             }
             Step::Acquire(opening) => {
                 let id = &opening.view.id;

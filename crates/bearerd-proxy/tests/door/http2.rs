@@ -132,7 +132,7 @@ async fn a_caller_that_takes_nothing_is_cut() {
     let settings =
         bearerd_proxy::ProxySettings { body_idle_timeout_s: 1, ..bearerd_proxy::ProxySettings::default() };
     let door = Door::open_with(&instance, settings);
-    let body = "x".repeat(2_000_000);
+    let body = "x".repeat(16_000_000); // several times the client's windows
     instance.serve(move |_| ok(&body, ""));
     let mut sender = speak(&door).await;
     let answer =
