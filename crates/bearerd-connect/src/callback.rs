@@ -36,11 +36,9 @@ impl CallbackQuery {
         let mut sound = true;
         for pair in raw.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
             let (name, value) = split_at_equals(pair);
-            let (Some(name), Some(value)) = (form_decoded(name), form_decoded(value)) else {
-                sound = false;
-                continue;
-            };
-            if let Some(slot) = NAMES.iter().position(|known| *known == name) {
+            let (name, value) = (form_decoded(name), form_decoded(value));
+            sound &= name.is_some() && value.is_some();
+            if let Some(slot) = NAMES.iter().position(|known| name.as_deref() == Some(*known)) {
                 sound &= slots[slot].fill(value);
             }
         }
@@ -86,14 +84,15 @@ enum Slot {
     #[default]
     Absent,
     Once(String),
-    Repeated,
+    /// Given twice, or in a broken encoding.
+    Unusable,
 }
 
 impl Slot {
-    /// Whether this was the first value.
-    fn fill(&mut self, value: String) -> bool {
+    /// Whether this was the first value. `None`: one that cannot be decoded.
+    fn fill(&mut self, value: Option<String>) -> bool {
         let first = matches!(self, Self::Absent);
-        *self = if first { Self::Once(value) } else { Self::Repeated };
+        *self = value.filter(|_| first).map_or(Self::Unusable, Self::Once);
         first
     }
 
@@ -199,6 +198,8 @@ mod tests {
             ("code=a%0d%0ab&state=s", true),
             ("code=%c3%a4&state=s", true),
             ("code=a&state=%", false),
+            ("code=a&state=s&state=%", false),
+            ("code=a&state=%ff&state=s", false),
             (&long, false),
         ] {
             let refused = CallbackQuery::parse(raw.as_bytes()).expect_err(raw);
