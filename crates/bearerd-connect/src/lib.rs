@@ -26,6 +26,9 @@ mod callback;
 mod consents;
 mod cookie;
 mod door;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod pages;
 mod route;

@@ -11,6 +11,9 @@ mod door_tls;
 mod egress;
 mod fetch;
 mod forwarded;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod listen;
 mod pem;
 mod proxy_protocol;

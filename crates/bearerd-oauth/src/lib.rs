@@ -2,6 +2,9 @@
 //! clock, no state; every parser takes hostile bytes.
 
 mod authorization;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod revocation;
 mod token_request;
 mod token_response;

@@ -206,6 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzzing;
 
     const JSON: Option<&str> = Some("application/json;charset=UTF-8");
 
@@ -331,6 +332,23 @@ mod tests {
         #[test]
         fn any_answer_is_judged_without_panic(status in 100u16..700, kind in ".*", body in any::<Vec<u8>>()) {
             let _ = parse_token_response(status, Some(&kind), None, &body);
+            fuzzing::token_reply(&body);
+        }
+
+        #[test]
+        fn what_is_like_an_answer_is_judged_soundly(
+            choice: [u8; 2],
+            members in proptest::collection::vec(
+                prop_oneof![
+                    "\"(access|refresh)_token\":\"[a-z=. ]{0,9}\"",
+                    "\"error\":\"(invalid_(grant|client|scope)|server_error|[a-z]{0,4})\"",
+                    "\"expires_in\":(-?[0-9]{1,12}([.]5)?|\"[0-9]{1,4}\"|null|[\\[]])",
+                    "\"(token_type|scope)\":\"(bearer|Bearer|mac|[a-z ]{0,9})\"",
+                ],
+                0..5,
+            ),
+        ) {
+            fuzzing::token_reply(&[&choice, format!("{{{}}}", members.join(",")).as_bytes()].concat());
         }
     }
 }

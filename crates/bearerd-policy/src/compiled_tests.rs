@@ -1,76 +1,18 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use bearerd_crypto::RootSecret;
-use bearerd_model::{FamilyName, InstanceOrigin, MethodSet, Policy, RateLimit, RecordRule, Rule, TableSet};
+use bearerd_model::{MethodSet, Policy, RateLimit, RecordRule, Rule, TableSet};
 use proptest::{collection, option, prelude::*, sample};
 
 use super::*;
-use crate::{LimitRefusal, Method, Snapshot};
-
-const CONNECTIONS: [&str; 3] = ["hr", "it", "ops"];
-const TABLES: [&str; 4] = ["incident", "problem", "sys_user", "inc"];
-const LABELS: [(&str, &str); 4] = [("env", "prod"), ("env", "dev"), ("team", "a"), ("team", "b")];
-const FAMILIES: [&str; 6] = ["table", "stats", "import", "attachment", "now/ui", "sn_sc"];
-const NETWORKS: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32"];
-const SOURCES: [&str; 5] = ["10.1.2.3", "::ffff:10.1.2.3", "192.0.2.8", "2001:db8::1", "::1"];
-const INSTANCES: [&str; 2] = ["https://one.service-now.com", "https://two.service-now.com"];
-const NOW_S: u64 = 1_000;
-
-fn connection(name: &str) -> ConnectionId {
-    ConnectionId::parse(name).unwrap()
-}
-
-fn instance(text: &str) -> InstanceOrigin {
-    InstanceOrigin::parse(text).unwrap()
-}
-
-fn family(text: &str) -> FamilyName {
-    FamilyName::parse(text).unwrap()
-}
-
-fn labels(pairs: impl IntoIterator<Item = (&'static str, &'static str)>) -> BTreeMap<String, String> {
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-}
-
-fn caller_key(policies: usize) -> CallerKey {
-    CallerKey {
-        id: CallerKeyId::parse("abcdef012345").unwrap(),
-        description: String::new(),
-        secrets: vec![],
-        policies: (0..=policies).map(policy_id).collect(), // the last one does not exist
-        default_connection: None,
-        expires_at: None,
-        created_at: UnixTime::from_secs(1),
-        last_used_at: None,
-    }
-}
-
-fn policy_id(n: usize) -> PolicyId {
-    PolicyId::parse(&format!("p{n}")).unwrap()
-}
-
-fn policy(n: usize, rules: Vec<Rule>) -> Policy {
-    let now = UnixTime::from_secs(1);
-    Policy {
-        id: policy_id(n),
-        description: String::new(),
-        rules,
-        rate: None,
-        concurrency_max: None,
-        created_at: now,
-        updated_at: now,
-    }
-}
-
-fn key_with(policies: Vec<Vec<Rule>>) -> CompiledKey {
-    let key = caller_key(policies.len());
-    let compiled = policies.into_iter().enumerate().map(|(n, rules)| CompiledPolicy::new(&policy(n, rules)));
-    CompiledKey::new(key, &compiled.map(|policy| (policy.id.clone(), Arc::new(policy))).collect())
-}
-
-fn ids(names: &[&str]) -> ConnectionSelector {
-    ConnectionSelector::Ids(names.iter().map(|name| connection(name)).collect())
-}
+use crate::{
+    LimitRefusal, Method, Snapshot,
+    fuzzing::{
+        CONDITIONS, CONNECTIONS, FAMILIES, INSTANCES, LABELS, METHODS, NETWORKS, NOW_S, SOURCES, TABLES,
+        agrees_with_the_contract, caller_key, connection, family, ids, instance, key_with, labels, policy,
+        policy_id,
+    },
+};
 
 fn rule(connections: ConnectionSelector, tables: &[&str], methods: &[&str]) -> Rule {
     Rule::new(
@@ -269,7 +211,7 @@ fn any_selector() -> impl Strategy<Value = ConnectionSelector> {
 }
 
 fn any_records() -> impl Strategy<Value = RecordRule> {
-    let condition = sample::select(vec!["active=true", "^^not a condition"]);
+    let condition = sample::select(CONDITIONS.to_vec());
     let checked_at = sample::subsequence(INSTANCES.to_vec(), 0..=2);
     (condition, checked_at).prop_map(|(condition, checked_at)| RecordRule {
         condition: condition.to_owned(),
@@ -281,13 +223,12 @@ fn any_records() -> impl Strategy<Value = RecordRule> {
 
 /// Stored as they are, whatever validation would say of them.
 fn any_rule() -> impl Strategy<Value = Rule> {
-    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"];
     let tables = prop_oneof![
         1 => Just(TableSet::All),
         3 => sample::subsequence(TABLES.to_vec(), 0..=4)
             .prop_map(|names| TableSet::Named(names.into_iter().map(str::to_owned).collect())),
     ];
-    let methods = sample::subsequence(methods.to_vec(), 0..=7)
+    let methods = sample::subsequence(METHODS.to_vec(), 0..=7)
         .prop_map(|names| MethodSet(names.into_iter().map(str::to_owned).collect()));
     let families = sample::subsequence(FAMILIES.to_vec(), 0..=6)
         .prop_map(|names| names.into_iter().map(family).collect::<BTreeSet<_>>());
@@ -311,56 +252,6 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     )
 }
 
-/// The same question, said in the words of the contract and nothing else: whether a rule covers the connection, and
-/// which rule opens the call.
-fn naive(rules: &[Rule], facts: ConnectionFacts<'_>, call: &Call<'_>) -> (bool, Option<usize>) {
-    let connection = |rule: &Rule| match &rule.connections {
-        ConnectionSelector::All => true,
-        ConnectionSelector::Ids(ids) => ids.iter().any(|id| id == facts.id),
-        ConnectionSelector::Labels(wanted) => {
-            !wanted.is_empty() && wanted.iter().all(|pair| facts.labels.iter().any(|held| held == pair))
-        }
-    };
-    let family = |rule: &Rule| rule.families.iter().any(|family| family.as_str() == call.family);
-    let table = |rule: &Rule| match &rule.tables {
-        TableSet::All => true,
-        TableSet::Named(names) => names.iter().any(|name| Some(name.as_str()) == call.table),
-    };
-    let named = |rule: &Rule, name: &str| rule.methods.0.iter().any(|held| held == name);
-    let method =
-        |rule: &Rule| named(rule, call.method.name()) || (call.method == Method::Head && named(rule, "GET"));
-    let plain = |source: IpAddr| match source {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(source, IpAddr::V4),
-        IpAddr::V4(_) => source,
-    };
-    let network = |rule: &Rule| {
-        rule.networks.is_empty()
-            || call.source.is_some_and(|source| rule.networks.iter().any(|net| net.contains(&plain(source))))
-    };
-    let not_over = |rule: &Rule| rule.expires_at.is_none_or(|expires_at| call.now < expires_at);
-    let records = |rule: &Rule| {
-        rule.records.as_ref().is_none_or(|records| {
-            crate::compile_records(records).is_ok() && records.checked_at.contains(facts.instance)
-        })
-    };
-    let reads_collection = call.family == "table"
-        && call.table.is_some()
-        && !call.item
-        && [Method::Get, Method::Head].contains(&call.method);
-    let key_allows = reads_collection || rules.iter().all(|rule| rule.records.is_none());
-    let opens = |rule: &Rule| {
-        connection(rule)
-            && family(rule)
-            && table(rule)
-            && method(rule)
-            && network(rule)
-            && not_over(rule)
-            && records(rule)
-            && key_allows
-    };
-    (rules.iter().any(connection), rules.iter().position(opens))
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))] // each of some 6,000 cells
 
@@ -371,28 +262,13 @@ proptest! {
         held in sample::subsequence(LABELS.to_vec(), 0..=4),
         at in sample::select(INSTANCES.to_vec()),
     ) {
-        let rules: Vec<Rule> = policies.iter().flatten().cloned().collect();
-        let lengths: Vec<usize> = policies.iter().map(Vec::len).collect();
-        let key = key_with(policies);
+        let key = key_with(policies.clone());
         let (labels, instance) = (labels(held), instance(at));
         let calls = every_call();
         for id in CONNECTIONS.map(connection) {
             let facts = ConnectionFacts { id: &id, labels: &labels, instance: &instance };
             for call in &calls {
-                let (covers, opens) = naive(&rules, facts, call);
-                prop_assert!(key.may_open(&id) || !covers);
-                match key.decide(facts, call) {
-                    Decision::Allow(Opened { policy, rule, records, limits: _ }) => {
-                        let n: usize = policy.as_str()[1..].parse().unwrap();
-                        let index = lengths[..n].iter().sum::<usize>() + rule - 1;
-                        prop_assert_eq!(Some(index), opens, "{:?}", call);
-                        prop_assert_eq!(records.is_some(), rules[index].records.is_some());
-                    }
-                    Decision::Deny(reason) => {
-                        prop_assert_eq!(None, opens, "{:?} {:?}", call, reason);
-                        prop_assert_eq!(reason.hides_connection(), !covers, "{:?} {:?}", call, reason);
-                    }
-                }
+                agrees_with_the_contract(&policies, &key, facts, call);
             }
         }
     }

@@ -8,6 +8,9 @@
 
 mod compiled;
 mod decision;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod limits;
 mod method;

@@ -143,6 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzzing;
     use crate::settings::ProxySettings;
 
     #[track_caller]
@@ -279,6 +280,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_passes_is_one_request_here_and_at_the_instance(
+            line in "(GET|POST|DELETE) (/c/[a-z]{1,3})?/api/now/table/[a-z]{1,4}(\\?[ -~]{0,9})? HTTP/1[.][01]",
+            headers in proptest::collection::vec(
+                prop_oneof![
+                    "(X-[a-z_]{1,4}|Cookie|Connection|Authorization|Content-Length|Transfer-Encoding): ?[ -~]{0,9}",
+                    "Connection: (close|x-[a-z]|authorization|host)(, ?[a-z]{1,4})?",
+                    Just("Content-Length: 3".to_owned()),
+                ],
+                0..4,
+            ),
+        ) {
+            fuzzing::head(format!("{line}\r\nHost: a.example\r\n{}\r\n\r\n", headers.join("\r\n")).as_bytes());
+            fuzzing::head(format!("{line}\r\nHost: a.example\r\n\r\n").as_bytes());
+        }
+
         #[test]
         fn a_host_holds_nothing_that_could_end_it(text in "\\PC{0,40}") {
             if is_host(text.as_bytes()) {

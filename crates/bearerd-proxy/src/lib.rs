@@ -20,6 +20,9 @@ mod credentials;
 mod door;
 mod error;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod metrics;
 mod places;

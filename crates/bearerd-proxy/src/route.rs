@@ -196,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzzing;
 
     const ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -444,19 +445,7 @@ mod tests {
                 "(/c/[a-z]{1,4})?/api/(now/)?(v1/)?(stats|import|attachment|batch|sn_sc)(/[a-z0-9._%;-]{0,6}){0,3}",
             ],
         ) {
-            if let Ok(route) = Route::parse(&path) {
-                let prefix = route.connection.map(|connection| format!("/c/{connection}")).unwrap_or_default();
-                prop_assert_eq!(format!("{prefix}{}", route.path), path.as_str());
-                prop_assert!(route.path.starts_with("/api/"));
-                prop_assert!(!path.contains(['%', ';', '\\', '?', '#']) && !path.contains("//"));
-                prop_assert!(path.split('/').all(|segment| !segment.starts_with('.') && !segment.ends_with('.')));
-                if route.family == Family::Table {
-                    let segments: Vec<&str> = route.path.split('/').collect();
-                    let at = segments.iter().position(|segment| *segment == "table").unwrap();
-                    prop_assert_eq!(segments.get(at + 1).copied(), route.table);
-                    prop_assert_eq!(segments.len(), at + 2 + usize::from(route.item));
-                }
-            }
+            fuzzing::path(path.as_bytes());
         }
     }
 }

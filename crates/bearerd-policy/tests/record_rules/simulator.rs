@@ -16,7 +16,10 @@ use serde_json::Value;
 use servicenow_sim::{Record, SeedData, Sim, SimSettings};
 use tokio::net::TcpStream;
 
-use crate::{SAMPLES, Sample, queries};
+use crate::{
+    invariants::{SAMPLES, Sample},
+    queries,
+};
 
 /// Records that every sample permits; the other ones differ between the instances in number and content.
 const INSIDE: usize = 9;

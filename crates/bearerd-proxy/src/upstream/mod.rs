@@ -15,10 +15,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 pub(crate) use answer::AnswerHead;
-#[cfg(test)]
-pub(crate) use answer::parse;
 pub(crate) use connection::{Connection, Exchange, ExchangeFault};
 pub(crate) use http2::{Shared, taken_apart};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {
+    answer::{Framing, Parsed, parse},
+    chunked::Chunked,
+};
 
 use connection::Http1Stream;
 use http2::Http2Stream;
