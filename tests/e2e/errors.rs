@@ -174,8 +174,9 @@ fn no_token_to_be_had() {
 
 #[test]
 fn an_instance_in_trouble() {
-    let setup =
-        Setup::new("errors-instance").set("proxy.table.first_byte_timeout_s", "1").set("tokens.wait_max_s", "1");
+    let setup = Setup::new("errors-instance")
+        .set("proxy.table.first_byte_timeout_s", "1")
+        .set("tokens.wait_max_s", "1");
     let behaviour = Behaviour { auto_approve: Some("abel.tuter".to_owned()), ..Behaviour::default() };
     let mut deployment = Deployment::start(setup, behaviour);
     let key = deployment.connect();

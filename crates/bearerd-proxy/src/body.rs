@@ -59,6 +59,8 @@ struct Kept {
     bytes: usize,
     bytes_max: usize,
     overflown: bool,
+    /// Nothing of it has been sent yet.
+    keeps_all: bool,
 }
 
 impl CallerBody {
@@ -78,6 +80,7 @@ impl CallerBody {
                 bytes: 0,
                 bytes_max: keep_bytes_max,
                 overflown: false,
+                keeps_all: false,
             }),
             bytes_max,
             received: Cell::new(0),
@@ -98,6 +101,27 @@ impl CallerBody {
         let attempt = self.0.attempts.get() + 1;
         self.0.attempts.set(attempt);
         Some(UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt, at: 0 })))
+    }
+
+    /// All of it has come, or enough to begin with.
+    pub(crate) fn has_first(&self) -> bool {
+        self.0.ended.get() || self.0.kept.borrow().bytes >= FIRST_BYTES
+    }
+
+    /// Reads a first piece before anybody is there to take it: all of a small body. A caller that sends slowly holds
+    /// nothing but its connection meanwhile.
+    pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFault>> {
+        while !self.0.ended.get() && self.0.kept.borrow().bytes < FIRST_BYTES {
+            self.0.kept.borrow_mut().keeps_all = true;
+            let chunk = self.0.poll_new_chunk(cx);
+            self.0.kept.borrow_mut().keeps_all = false;
+            match chunk {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Can it be sent once more, from its beginning? What is under way may change that at any wait.
@@ -259,7 +283,7 @@ impl Shared {
 impl Kept {
     fn keep(&mut self, chunk: &Bytes) {
         self.bytes = self.bytes.saturating_add(chunk.len());
-        if self.overflown || self.bytes > self.bytes_max {
+        if self.overflown || (self.bytes > self.bytes_max && !self.keeps_all) {
             self.let_go();
         } else {
             self.chunks.push(chunk.clone());
@@ -271,6 +295,9 @@ impl Kept {
         self.chunks = Vec::new();
     }
 }
+
+/// What is read of a body before a call takes a place where these are few.
+const FIRST_BYTES: usize = 16 * 1024;
 
 /// Why an answer ended before its end; the caller's connection is cut, so that it cannot take it for whole.
 #[derive(Debug, thiserror::Error)]

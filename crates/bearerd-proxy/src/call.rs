@@ -154,12 +154,7 @@ async fn answer(
         query: parts.uri.query(),
         source,
     };
-    let (opening, token) = admitted(worker, asked, under_way).await?;
-    let view = opening.view;
-    let concerned = |fault: Fault| Failed { fault, connection: Some(view.id.clone()) };
-    if body.size_hint().lower() > family.body_bytes_max {
-        return Err(concerned(Fault::new(Code::BodyTooLarge).closing()));
-    }
+    let stated = body.size_hint().lower();
     let body = has_body.then(|| {
         let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
         CallerBody::new(body, caller, family.body_bytes_max, limits.replay_body_bytes_max, now)
@@ -167,6 +162,10 @@ async fn answer(
     if let Some(body) = &body {
         under_way.carries(body.clone());
     }
+    let (opening, token) =
+        admitted(worker, asked, body.as_ref().map(|body| (body, stated)), under_way).await?;
+    let view = opening.view;
+    let concerned = |fault: Fault| Failed { fault, connection: Some(view.id.clone()) };
     let outgoing = Outgoing {
         worker,
         asked,
@@ -215,6 +214,7 @@ async fn answer(
 async fn admitted(
     worker: &Worker,
     asked: Asked<'_>,
+    body: Option<(&CallerBody, u64)>,
     under_way: &mut UnderWay,
 ) -> Result<(Opening, LentToken), Failed> {
     let mut known = Known::default();
@@ -222,8 +222,10 @@ async fn admitted(
         let step = worker.remembering(|memory| admit::step(memory, asked, &known, under_way))?;
         match step {
             Step::Go(opening, token) => {
+                check_length(worker, &asked, body)
+                    .map_err(|fault| Failed { fault, connection: Some(opening.view.id.clone()) })?;
                 // Whoever had to wait for a place is judged again.
-                if has_place(worker, &opening, under_way).await? {
+                if has_place(worker, &opening, body.map(|(body, _)| body), under_way).await? {
                     under_way.record().generation = Some(token.generation.0);
                     return Ok((opening, token));
                 }
@@ -245,11 +247,37 @@ async fn admitted(
     }
 }
 
-/// `false`: there is one now, after a wait.
-async fn has_place(worker: &Worker, opening: &Opening, under_way: &mut UnderWay) -> Result<bool, Fault> {
+/// A body that states a length beyond its family's limit is refused unread. One without a body states nothing.
+fn check_length(worker: &Worker, asked: &Asked<'_>, body: Option<(&CallerBody, u64)>) -> Result<(), Fault> {
+    let max = worker.limits.of(asked.route.family).body_bytes_max;
+    match body {
+        Some((_, stated)) if stated > max => Err(Fault::new(Code::BodyTooLarge).closing()),
+        _ => Ok(()),
+    }
+}
+
+/// `false`: there is one now, after a wait. Where places are few, a call with a body first has some of it at hand (P-19).
+async fn has_place(
+    worker: &Worker,
+    opening: &Opening,
+    body: Option<&CallerBody>,
+    under_way: &mut UnderWay,
+) -> Result<bool, Fault> {
     let pool = worker.pools.pool(&opening.view.upstream);
     if under_way.place().as_ref().is_some_and(|place| place.is_at(&pool.places)) {
         return Ok(true);
+    }
+    let few = pool.places.are_few();
+    if let Some(body) = body.filter(|body| few && !body.has_first()) {
+        poll_fn(|cx| {
+            let first = body.poll_first(cx);
+            if first.is_pending() && (body.is_stalled(worker.limits.body_idle_ms) || under_way.is_over()) {
+                return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
+            }
+            first.map_err(body_fault)
+        })
+        .await?;
+        return Ok(false); // and it is judged again
     }
     if let Some(place) = pool.places.try_take() {
         *under_way.place() = Some(place);

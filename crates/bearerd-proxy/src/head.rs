@@ -31,6 +31,9 @@ pub(crate) fn check<'a>(
     if has_body && method.is_safe() {
         return Err(Fault::malformed("A GET or HEAD carries no body."));
     }
+    if sent.version == Version::HTTP_2 {
+        check_http2(&sent.headers)?;
+    }
     let host = check_headers(limits, &sent.headers, named)?;
     let known = |host: &str| limits.hosts.iter().any(|known| known.eq_ignore_ascii_case(host));
     if !limits.hosts.is_empty() && !known(host) {
@@ -91,6 +94,25 @@ fn check_target<'a>(limits: &Limits, sent: &'a request::Parts) -> Result<Option<
     }
 }
 
+/// What hyper forgives over HTTP/2 and would not over HTTP/1.1 (P-04).
+fn check_http2(headers: &HeaderMap) -> Result<(), Fault> {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    // RFC 9113 §8.2.1.
+    if headers.values().any(|value| blank(value.as_bytes().first()) || blank(value.as_bytes().last())) {
+        return Err(Fault::malformed("A header value begins or ends with a blank."));
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let number =
+        |value: &http::HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    match (lengths.next(), lengths.next()) {
+        (Some(length), None) if !number(length) => {
+            Err(Fault::malformed("The Content-Length is not a number."))
+        }
+        (_, Some(_)) => Err(Fault::malformed("The request states its body's length twice.")),
+        _ => Ok(()),
+    }
+}
+
 /// One pass over the headers; gives the host: `named` by the target, or by `Host`, or by both alike.
 fn check_headers<'a>(
     limits: &Limits,
@@ -99,6 +121,9 @@ fn check_headers<'a>(
 ) -> Result<&'a str, Fault> {
     let mut host = None;
     let mut bytes = 0;
+    if headers.len() > HEADERS_MAX {
+        return Err(Fault::new(Code::HeadersTooLarge).closing());
+    }
     for (name, value) in headers {
         bytes += name.as_str().len() + value.len();
         if name.as_str().as_bytes().contains(&b'_') {
@@ -134,6 +159,8 @@ fn check_headers<'a>(
     }
 }
 
+/// As many as hyper's HTTP/1.1 parser takes.
+const HEADERS_MAX: usize = 100;
 /// Longest DNS name.
 const HOST_BYTES_MAX: usize = 253;
 
@@ -253,6 +280,7 @@ mod tests {
             ("https://u@b.example/x", None, None),
             ("ftp://b.example/x", None, None),
             ("/x", None, None),
+            ("https://b.example/x", Some(" b.example"), None),
         ] {
             let expected = expected.map(str::to_owned).ok_or(Code::RequestMalformed);
             assert_eq!(host_of(target, host), expected, "{target} {host:?}");

@@ -7,7 +7,10 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -110,6 +113,11 @@ impl Places {
             Ok(Err(_)) => Err(Full::QueueFull),
             Err(_) => Err(Full::WaitedTooLong),
         }
+    }
+
+    /// More than half are taken: a call should be ready to go before it takes one.
+    pub(crate) fn are_few(&self) -> bool {
+        self.taken.load(Relaxed) > self.bounds.places / 2
     }
 
     fn take_free(self: &Arc<Self>) -> Option<Place> {

@@ -251,16 +251,15 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A field that may come after a body: it is dropped, so that it must not be one that anybody could act on (RFC 9110
-/// §6.5.1).
+/// A field that may come after a body. It is dropped; one that frames (RFC 9110 §6.5.1) somebody before us may have read.
 fn is_harmless_trailer(line: &[u8]) -> bool {
     let Some(end) = line.iter().position(|byte| *byte == b':') else { return false };
     let (name, value) = (&line[..end], &line[end + 1..]);
-    let acted_on =
+    let framing =
         ["content-length", "transfer-encoding", "host", "authorization", "content-encoding", "trailer"];
     !name.is_empty()
         && name.iter().all(|byte| is_token_byte(*byte))
-        && !acted_on.iter().any(|acted_on| name.eq_ignore_ascii_case(acted_on.as_bytes()))
+        && !framing.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
         && value.iter().all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
 }
 
@@ -378,16 +377,9 @@ mod tests {
         for size in ["3", "03", "3;a", "3;a=b", "3;a=\"b; \\\"c\"", "3;a;b=1"] {
             check(&format!("{chunked}{size}\r\nabc\r\n0\r\n\r\n"), None);
         }
-        for trailer in [
-            "X-T",
-            "X T: 1",
-            ": 1",
-            "X-T: a\u{0}b",
-            "Content-Length: 3",
-            "transfer-encoding: gzip",
-            "Host: x",
-            " X: 1",
-        ] {
+        for trailer in
+            ["X-T", "X T: 1", ": 1", "X-T: a\u{0}b", "Content-Length: 3", "transfer-encoding: gzip", " X: 1"]
+        {
             check(&format!("{chunked}0\r\nX: 1\r\n{trailer}\r\n\r\n"), Some((1, WireFault::Trailer)));
         }
         check(&format!("{chunked}0\r\nX-T: 1\n\r\n"), Some((1, WireFault::Trailer)));

@@ -191,3 +191,32 @@ async fn who_waited_for_a_place_is_judged_again() {
     assert_eq!(first.answer(false).await.status, 200);
     assert_eq!(second.answer(false).await.code(), "connection_frozen");
 }
+
+/// P-19: where places are few, a caller that sends slowly holds none.
+#[tokio::test]
+async fn a_slow_body_holds_no_place_where_these_are_few() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings { instance_calls_max: 3, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut caller = door.call().await;
+        caller.send(door.head("GET /api/now/table/incident", "")).await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        held.push((caller, peer));
+    }
+    let mut slow = door.call().await;
+    slow.send(door.head("POST /api/now/table/incident", "content-length: 5\r\n") + "ab").await;
+    door.until("bearerd_proxy_requests_in_flight", 3).await;
+    let mut quick = door.call().await;
+    quick.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    assert_eq!(peer.request().await.first_line, "GET /api/now/table/incident HTTP/1.1");
+    peer.send(ok("quick", "")).await;
+    assert_eq!(quick.answer(false).await.text(), "quick");
+    slow.send("cde").await;
+    assert_eq!(peer.request().await.text(), "abcde");
+    peer.send(ok("slow", "")).await;
+    assert_eq!(slow.answer(false).await.text(), "slow");
+}
