@@ -247,8 +247,9 @@ mod tests {
     }
 
     fn scrub(answered: &[(&str, &str)], base: Base<'_>) -> HeaderMap {
-        let lines: String = answered.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        headers(head_of(200, &lines).headers, base, HeaderValue::from_static("r1"))
+        let lines: Vec<String> =
+            answered.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        headers(head_of(200, &lines.concat()).headers, base, HeaderValue::from_static("r1"))
     }
 
     /// As it comes out of the parser.
@@ -268,8 +269,8 @@ mod tests {
             (200, &[], None),
             (503, &["retry-after"], None),
         ] {
-            let lines: String = headers.iter().map(|name| format!("{name}: 1\r\n")).collect();
-            assert_eq!(verdict(&head_of(status, &lines)), expected, "{status} {headers:?}");
+            let lines: Vec<String> = headers.iter().map(|name| format!("{name}: 1\r\n")).collect();
+            assert_eq!(verdict(&head_of(status, &lines.concat())), expected, "{status} {headers:?}");
         }
         for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
             assert_eq!(verdict as usize, index);

@@ -516,7 +516,7 @@ impl Outgoing<'_> {
             .path_and_query(self.target.clone())
             .build()
             .expect("an instance's authority, and a target that was parsed before");
-        let (held, answering) = shared.send(request);
+        let (call, answering) = shared.send(request);
         let mut answering = pin!(answering);
         let answered = self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await;
         if answered.is_err() {
@@ -524,8 +524,8 @@ impl Outgoing<'_> {
             shared.retire();
         }
         Ok(match answered? {
-            Ok(answer) => match taken_apart(answer, held) {
-                Ok((head, stream)) => Ok((head, AnswerStream::Http2(stream))),
+            Ok(answer) => match taken_apart(answer, call) {
+                Ok((answered, stream)) => Ok((answered, AnswerStream::Http2(stream))),
                 Err(fault) => Err(ExchangeFault::from(fault).into()),
             },
             Err(mut refused) => Err(match refused.take_message() {

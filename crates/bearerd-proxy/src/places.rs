@@ -188,15 +188,14 @@ impl<T> FairQueue<T> {
     /// `item` itself.
     fn push(&mut self, key: CallerKeyId, item: T) -> Option<T> {
         let own = self.by_key.get(&key).map_or(0, VecDeque::len);
-        let shed = if !self.is_full() {
-            None
-        } else {
+        let mut shed = None;
+        if self.is_full() {
             let longest = self.turns.iter().max_by_key(|key| self.by_key[*key].len()).cloned();
             match longest.filter(|longest| self.by_key[longest].len() > own + 1) {
                 None => return Some(item),
-                Some(longest) => self.take_newest(&longest),
+                Some(longest) => shed = self.take_newest(&longest),
             }
-        };
+        }
         if own == 0 {
             self.turns.push_back(key.clone());
         }
@@ -370,7 +369,9 @@ mod tests {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!((places.taken.load(SeqCst), places.waiting.load(SeqCst)), (0, 0));
     }
 }

@@ -206,7 +206,7 @@ impl Pools {
                 // One that nobody calls over is closed with the pool, or by its instance.
                 let mut shared = pool.shared.borrow_mut();
                 let quiet = self.now.is_past(pool.used_at.get(), self.idle_max_ms);
-                shared.retain(|shared| !shared.is_closed() && !(quiet && Rc::strong_count(shared) == 1));
+                shared.retain(|shared| !(shared.is_closed() || quiet && Rc::strong_count(shared) == 1));
                 // A pool under way is kept alive by its calls, and made anew beside them if it must be.
                 !idle.is_empty() || !shared.is_empty() || !forgotten(pool)
             });

@@ -244,14 +244,14 @@ async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket
     let io = TokioIo::new(observed);
     let outcome = if is_http2 {
         caller.is_http2();
-        let connection = http2(worker, caller).serve_connection(io, service);
-        until_over(worker, caller, connection, |connection| connection.graceful_shutdown()).await
+        let connection = http2_builder(worker, caller).serve_connection(io, service);
+        until_over(worker, caller, connection, http2::Connection::graceful_shutdown).await
     } else {
         let connection = http1::Builder::new()
             .header_read_timeout(None) // ours: one timer per worker, not one per request
             .max_buf_size(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES)
             .serve_connection(io, service);
-        until_over(worker, caller, connection, |connection| connection.graceful_shutdown()).await
+        until_over(worker, caller, connection, http1::Connection::graceful_shutdown).await
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "a caller's connection ended");
@@ -284,7 +284,7 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
 }
 
 /// What a caller may use of HTTP/2 (P-20, P-22; RFC 9113 §6.5.2).
-fn http2(worker: &Worker, caller: &Rc<CallerConnection>) -> http2::Builder<StreamExecutor> {
+fn http2_builder(worker: &Worker, caller: &Rc<CallerConnection>) -> http2::Builder<StreamExecutor> {
     let header_list_max = u32::try_from(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES);
     let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(caller)));
     builder

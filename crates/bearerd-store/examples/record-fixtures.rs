@@ -98,9 +98,9 @@ impl Fixtures<'_> {
         let kind = R::KIND.name();
         let name = if shape.is_empty() { format!("{kind}.sealed") } else { format!("{kind}.{shape}.sealed") };
         let context = SealContext { kind, id: record.id(), field: "record" };
-        let content = record.encode();
-        let version = if content.starts_with(br#"{"v":2,"#) { "v2" } else { "v1" };
-        write_new(&self.folder.join(version).join(name), self.ring.seal(context, &content).as_bytes())
+        let bytes = record.encode();
+        let version = if bytes.starts_with(br#"{"v":2,"#) { "v2" } else { "v1" };
+        write_new(&self.folder.join(version).join(name), self.ring.seal(context, &bytes).as_bytes())
     }
 }
 

@@ -121,10 +121,9 @@ fn headers_of(
         let value = HeaderValue::from_maybe_shared(bytes.slice(*value_at..value_at + value_len));
         let value = value.map_err(|_| HeadFault::Malformed)?;
         match name {
+            http::header::CONTENT_LENGTH if length.is_some() => return Err(HeadFault::TwoLengths),
             http::header::CONTENT_LENGTH => {
-                if length.replace(number(value.as_bytes()).ok_or(HeadFault::Malformed)?).is_some() {
-                    return Err(HeadFault::TwoLengths);
-                }
+                length = Some(number(value.as_bytes()).ok_or(HeadFault::Malformed)?);
             }
             http::header::TRANSFER_ENCODING => {
                 if chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {

@@ -86,9 +86,8 @@ impl Chunked {
                 }
                 State::Size(digits + 1, value << 4 | digit)
             }
-            (State::Size(1.., value), b'\r') => State::SizeEnd(value),
             (State::Size(1.., value), b';') => State::Extension(value),
-            (State::Extension(value), b'\r') => State::SizeEnd(value),
+            (State::Size(1.., value) | State::Extension(value), b'\r') => State::SizeEnd(value),
             (State::Extension(value), byte) if byte == b'\t' || (b' '..=b'~').contains(&byte) => {
                 State::Extension(value)
             }
