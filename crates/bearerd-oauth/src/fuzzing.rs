@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bearerd_model::RefreshToken;
 use serde_json::{Map, Value};
 
 use crate::{TokenEndpointError, TokenResponse, Verdict, parse_token_response};
@@ -27,7 +28,7 @@ fn check_response(status: u16, content_type: Option<&str>, body: &[u8], response
     let access_token = response.access_token.expose();
     assert_eq!(text("access_token"), Some(access_token));
     assert!(access_token.bytes().all(|byte| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte)));
-    assert_eq!(text("refresh_token"), response.refresh_token.as_ref().map(|token| token.expose()));
+    assert_eq!(text("refresh_token"), response.refresh_token.as_ref().map(RefreshToken::expose));
     assert!(text("token_type").is_none_or(|kind| kind.eq_ignore_ascii_case("bearer")));
     let scope = response.scope.as_deref();
     assert!(scope.is_none_or(|scope| text("scope").is_some_and(|whole| whole.starts_with(scope))));

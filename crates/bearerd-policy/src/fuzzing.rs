@@ -65,7 +65,10 @@ pub fn decision(bytes: &[u8]) {
     let (id, instance) = (connection(choices.one(&CONNECTIONS)), instance(choices.one(&INSTANCES)));
     let facts = ConnectionFacts { id: &id, labels: &labels, instance: &instance };
     let key = key_with(policies.clone());
-    while !choices.0.is_empty() {
+    for _ in 0..CALLS_MAX {
+        if choices.0.is_empty() {
+            break;
+        }
         let sources = SOURCES.len() + 1;
         let call = Call {
             family: choices.one(&FAMILIES),
@@ -264,6 +267,8 @@ pub(crate) fn ids(names: &[&str]) -> ConnectionSelector {
     ConnectionSelector::Ids(names.iter().map(|name| connection(name)).collect())
 }
 
+/// Of one input: more say nothing new about its rules.
+const CALLS_MAX: usize = 32;
 pub(crate) const CONNECTIONS: [&str; 3] = ["hr", "it", "ops"];
 pub(crate) const TABLES: [&str; 4] = ["incident", "problem", "sys_user", "inc"];
 pub(crate) const LABELS: [(&str, &str); 4] = [("env", "prod"), ("env", "dev"), ("team", "a"), ("team", "b")];

@@ -25,6 +25,11 @@ pub fn path(bytes: &[u8]) {
     let prefix = route.connection.map(|connection| format!("/c/{connection}")).unwrap_or_default();
     assert_eq!(format!("{prefix}{}", route.path), path);
     assert_eq!(tolerantly_read(path), path);
+    assert!(path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte)), "{path}");
+    let is_page = |segment: &str| segment.to_ascii_lowercase().ends_with(".do");
+    let is_dotted =
+        |segment: &str| segment.starts_with('.') || segment.ends_with('.') || segment.contains("..");
+    assert!(!path.split('/').any(|segment| is_page(segment) || is_dotted(segment)), "{path}");
     assert_eq!(Route::parse(route.path), Ok(Route { connection: None, ..route }));
     let segments: Vec<&str> = route.path.split('/').collect();
     let ["", "api", scope, below @ ..] = segments.as_slice() else { panic!("{path}") };
