@@ -79,7 +79,7 @@ pub(crate) fn check_sense(head: &AnswerHead, wanted: Wanted, method: Method) -> 
     Ok(())
 }
 
-/// The headers of an answer as its caller gets them: what [passes](passes), with links that lead back here.
+/// The headers of an answer as its caller gets them: what [`passes`], with links that lead back here.
 pub(crate) fn headers(mut passed: HeaderMap, base: Base<'_>, request_id: HeaderValue) -> HeaderMap {
     for name in [header::LOCATION, header::CONTENT_LOCATION, header::LINK] {
         if passed.contains_key(&name) {

@@ -255,8 +255,7 @@ fn is_token_byte(byte: u8) -> bool {
 fn is_harmless_trailer(line: &[u8]) -> bool {
     let Some(end) = line.iter().position(|byte| *byte == b':') else { return false };
     let (name, value) = (&line[..end], &line[end + 1..]);
-    let framing =
-        ["content-length", "transfer-encoding", "host", "authorization", "content-encoding", "trailer"];
+    let framing = ["content-length", "transfer-encoding"];
     !name.is_empty()
         && name.iter().all(|byte| is_token_byte(*byte))
         && !framing.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))

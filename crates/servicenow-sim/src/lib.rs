@@ -42,7 +42,7 @@
 //!   if exactly one well-formed request after another arrived. It judges HTTP/2 by the decoded head only: what the
 //!   `h2` crate refuses resets its stream and is not counted. `requests_to("batch")` and its like say what was
 //!   reached, percent-encoded paths included; `left_early` and `cut_requests` that a client went away.
-//! - [`GeneratedFile`]: attachments of up to 4 GiB made of [`pattern`] while they are sent. Uploads to
+//! - [`GeneratedFile`]: attachments of up to 4 GiB made of [`pattern()`] while they are sent. Uploads to
 //!   `/api/now/attachment/file` may have any size; over 16 MiB they are hashed and counted, not held.
 //! - `echo_marker`: whose answer it is, and in `repeated_writes` whether a marked write happened twice.
 //!

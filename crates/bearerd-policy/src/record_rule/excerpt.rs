@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// At most [`CHARACTERS_MAX`] characters in quotes, all but printable ASCII escaped.
+/// At most `CHARACTERS_MAX` characters in quotes, all but printable ASCII escaped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Excerpt(String);
 
