@@ -1,7 +1,7 @@
 //! The head of an instance's answer, read strictly (RFC 9112 §4, §6.3): an answer whose framing is in doubt could hide a
 //! second one (P-05). What must not reach the caller is not even kept. No I/O.
 
-use std::mem::MaybeUninit;
+use std::{io::BufRead, mem::MaybeUninit};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -94,13 +94,10 @@ fn parse_one(buffer: &mut BytesMut, to_head: bool) -> Result<Option<Parsed>, Hea
     // Where each name and value is, so that the bytes can be split off and shared.
     let base = buffer.as_ptr() as usize;
     let at = |bytes: &[u8]| (bytes.as_ptr() as usize - base, bytes.len());
-    let mut places = [((0, 0), (0, 0)); HEADERS_MAX];
-    let count = response.headers.len();
-    for (place, header) in places.iter_mut().zip(response.headers.iter()) {
-        *place = (at(header.name.as_bytes()), at(header.value));
-    }
+    let at_each = |header: &httparse::Header<'_>| (at(header.name.as_bytes()), at(header.value));
+    let places: Vec<(Span, Span)> = response.headers.iter().map(at_each).collect();
     let bytes = buffer.split_to(len).freeze();
-    headers_of(&bytes, &places[..count], status, to_head, is_http11).map(Some)
+    headers_of(&bytes, &places, status, to_head, is_http11).map(Some)
 }
 
 type Span = (usize, usize);
@@ -181,13 +178,15 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// The parser forgives a bare LF.
-fn lines_end_in_crlf(head: &[u8]) -> bool {
-    let mut before = 0;
-    head.iter().all(|byte| {
-        let good = *byte != b'\n' || before == b'\r';
-        before = *byte;
-        good
-    })
+fn lines_end_in_crlf(mut head: &[u8]) -> bool {
+    while !head.is_empty() {
+        let whole = head;
+        let len = head.skip_until(b'\n').unwrap_or(whole.len());
+        if !whole[..len].ends_with(b"\r\n") {
+            return false;
+        }
+    }
+    true
 }
 
 /// Real answers carry some thirty.

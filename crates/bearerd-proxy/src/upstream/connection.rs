@@ -2,6 +2,7 @@
 //! body, all in the task of the call that it is for. While idle it belongs to no task at all.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, Waker, ready},
@@ -11,7 +12,6 @@ use bearerd_net::Stream;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::poll_read_buf;
 
 use crate::{
     body::UpstreamBody,
@@ -63,10 +63,18 @@ impl Connection {
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
-    /// Reads once, up to `wanted` bytes; 0: the instance has closed its side.
+    /// Reads once, up to `wanted` bytes; 0: the instance has closed its side. By way of a buffer that every connection of the
+    /// thread uses: TLS wants one that is initialised, and would zero a fresh one before each read.
     fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        self.read.reserve(wanted);
-        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read)
+        thread_local! {
+            static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(&mut scratch[..wanted.min(READ_BYTES_MAX)]);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            self.read.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
     }
 }
 
@@ -301,8 +309,8 @@ impl Rest {
     /// How much is worth reading at once.
     fn wanted(&self) -> usize {
         match self {
-            Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(BODY_READ_BYTES),
-            Self::Chunked(_) | Self::UntilClose => BODY_READ_BYTES,
+            Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(READ_BYTES_MAX),
+            Self::Chunked(_) | Self::UntilClose => READ_BYTES_MAX,
         }
     }
 }
@@ -368,5 +376,5 @@ fn push_hex(into: &mut BytesMut, number: usize) {
 
 /// Heads of answers are a few hundred bytes, and small answers come with theirs.
 const HEAD_READ_BYTES: usize = 4 * 1024;
-/// What is read of a body at once, and so the most that is held of it.
-const BODY_READ_BYTES: usize = 64 * 1024;
+/// What is read at once, and so the most that is held of a body: a TLS record.
+const READ_BYTES_MAX: usize = 16 * 1024;
