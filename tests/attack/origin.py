@@ -13,6 +13,9 @@ import strict
 
 
 BIG = re.compile(rb"[?&]big=([0-9]{1,7})(?:&|$)")
+# bearerd asks whose token it holds.
+WHO = b"/api/now/table/sys_user"
+USER = json.dumps({"result": [{"sys_id": "6816f79cc0a8016401c5a33be04be441", "user_name": "a.user", "name": "A User"}]}).encode()
 
 
 @dataclass(slots=True)
@@ -73,9 +76,8 @@ class OriginConnection(asyncio.Protocol):
 
     def answer(self, request, raw):
         origin = self.origin
-        if request.path == b"/api/now/table/sys_user":  # bearerd asks whose token it holds
-            user = {"sys_id": "6816f79cc0a8016401c5a33be04be441", "user_name": "a.user", "name": "A User"}
-            return self.send(request, json.dumps({"result": [user]}).encode(), 0)
+        if request.path == WHO:
+            return self.send(request, USER, 0)
         big = BIG.search(request.target)
         if big:  # an answer of so many bytes, for callers that read slowly
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % big[1] + bytes(int(big[1])))

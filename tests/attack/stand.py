@@ -96,16 +96,18 @@ def attack(doors, admin_key, host, daemon, name_of_program, words):
             break
         except OSError:
             time.sleep(0.02)
+    http2 = "--instance-http2" in words and words[words.index("--instance-http2") + 1] == "1"
     if running.poll() is None:
-        connect(admin, "hr", origin, "hr-prod", TOKEN)
+        connect(admin, "hr", origin, "hr-prod", TOKEN, http2)
         if name_of_program == "crosstalk.py":
-            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2")
-            connect(admin, "other", other, "hr-third", f"{TOKEN}-3")
+            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2", http2)
+            connect(admin, "other", other, "hr-third", f"{TOKEN}-3", http2)
     return running.wait()
 
 
-def connect(admin, integration, instance, connection, token):
-    admin.send("PUT", f"/v1/integrations/{integration}", {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s"})
+def connect(admin, integration, instance, connection, token, http2):
+    registered = {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s", "http2": http2}
+    admin.send("PUT", f"/v1/integrations/{integration}", registered)
     tokens = {"access_token": token, "expires_in": 86400}
     admin.send("PUT", f"/v1/connections/{connection}", {"integration": integration, "import": tokens})
 

@@ -74,10 +74,27 @@ fn slow_callers_do_not_slow_the_others() {
 #[test]
 fn a_thousand_callers_never_get_each_others_answers() {
     let count = asked("BEARERD_SOAK", 20_000);
-    let seen = Attack::new("attack-crosstalk").soak(&count);
-    for what in ["answered", "answered 502", "broken off", "left", "writes executed"] {
-        expect_calls(&seen, what);
-    }
+    let seen = Attack::new("attack-crosstalk").soak(&count, Soak::default());
+    expect_mishaps(&seen);
+}
+
+/// The same where the callers are streams of fifty HTTP/2 connections, which are reset and dropped at any moment.
+#[test]
+fn a_thousand_streams_never_get_each_others_answers() {
+    let count = asked("BEARERD_SOAK", 20_000);
+    let over = Soak { callers_http2: true, ..Soak::default() };
+    let seen = Attack::new("attack-crosstalk-h2").soak(&count, over);
+    expect_mishaps(&seen);
+}
+
+/// The same where the instances speak HTTP/2 too: calls of many callers share a connection, which may go away or break.
+#[test]
+fn a_thousand_streams_never_get_each_others_answers_over_shared_connections() {
+    let count = asked("BEARERD_SOAK", 10_000);
+    let over = Soak { callers_http2: true, instances_http2: true };
+    let seen = Attack::new("attack-crosstalk-h2-both").soak(&count, over);
+    expect_mishaps(&seen);
+    expect_calls(&seen, "lost with a connection");
 }
 
 /// A daemon under attack.
@@ -122,7 +139,8 @@ impl Attack {
     }
 
     /// Three connections of three users at two instances.
-    fn soak(&self, count: &str) -> Value {
+    fn soak(&self, count: &str, over: Soak) -> Value {
+        let flag = |http2: bool| if http2 { "1" } else { "0" };
         let key = self.key("open", &json!("all"));
         let second_key = self.key("second", &json!({"ids": ["hr-second"]}));
         let third_key = self.key("third", &json!({"ids": ["hr-third"]}));
@@ -134,6 +152,8 @@ impl Attack {
             &key,
             &[
                 ["--count", count],
+                ["--http2", flag(over.callers_http2)],
+                ["--instance-http2", flag(over.instances_http2)],
                 ["--second-key", &second_key],
                 ["--third-key", &third_key],
                 ["--second-token", SECOND_TOKEN],
@@ -142,9 +162,9 @@ impl Attack {
             ]
             .concat(),
         );
-        self.connect("hr", origin, "hr-prod", TOKEN);
-        self.connect("hr", origin, "hr-second", SECOND_TOKEN);
-        self.connect("other", other, "hr-third", THIRD_TOKEN);
+        self.connect_over(over.instances_http2, "hr", origin, "hr-prod", TOKEN);
+        self.connect_over(over.instances_http2, "hr", origin, "hr-second", SECOND_TOKEN);
+        self.connect_over(over.instances_http2, "other", other, "hr-third", THIRD_TOKEN);
         self.seen(running, "crosstalk.py")
     }
 
@@ -199,8 +219,22 @@ impl Attack {
 
     /// A connection that lends `token` to the instance at `origin`.
     fn connect(&self, integration: &str, origin: SocketAddr, connection: &str, token: &str) {
+        self.connect_over(false, integration, origin, connection, token);
+    }
+
+    /// `http2`: the instance is called over HTTP/2.
+    fn connect_over(
+        &self,
+        http2: bool,
+        integration: &str,
+        origin: SocketAddr,
+        connection: &str,
+        token: &str,
+    ) {
         let instance = format!("http://{origin}");
-        let body = json!({"instance": instance, "client_id": "attack", "client_secret": "attack"});
+        let body = json!({
+            "instance": instance, "client_id": "attack", "client_secret": "attack", "http2": http2,
+        });
         self.daemon.put(&format!("/v1/integrations/{integration}"), &body);
         let tokens = json!({"access_token": token, "expires_in": 86_400});
         let body = json!({"integration": integration, "import": tokens});
@@ -232,6 +266,21 @@ impl Attack {
             let event: Result<Value, _> = serde_json::from_str(line);
             assert!(event.is_ok_and(|event| event.is_object()), "no event: {line}");
         }
+    }
+}
+
+/// What the cross-talk soak speaks: HTTP/1.1 where nothing is said.
+#[derive(Clone, Copy, Default)]
+struct Soak {
+    callers_http2: bool,
+    instances_http2: bool,
+}
+
+/// All that may befall a call of the soak did.
+#[track_caller]
+fn expect_mishaps(seen: &Value) {
+    for what in ["answered", "answered 502", "broken off", "left", "writes executed"] {
+        expect_calls(seen, what);
     }
 }
 
