@@ -134,6 +134,7 @@ async def main():
     # The other one first: whoever started this waits for the first.
     await other.start(*program.address(given.other_origin))
     await first.start(*given.origin)
+    await program.find_door(given)
     keys = [(given.key, "/c/hr-prod"), (given.second_key, ""), (given.third_key, "")]
     for key, prefix in keys:
         await program.until_open(given.proxy, key, prefix)

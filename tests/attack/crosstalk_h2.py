@@ -157,7 +157,7 @@ class Shared:
                 self.connection.close()
             self.opened += 1
             wide = self.opened % 2
-            self.connection = await Connection.open(self.soak.given.proxy, *[(h2.INITIAL_WINDOW_SIZE, WIDE_BYTES)] * wide)
+            self.connection = await Connection.open(self.soak.given.proxy_h2, *[(h2.INITIAL_WINDOW_SIZE, WIDE_BYTES)] * wide)
             self.connection.on_head = self.soak.look_at_head
             if wide:
                 self.connection.write(h2.frame(h2.WINDOW_UPDATE, 0, 0, struct.pack(">I", WIDE_CONNECTION_BYTES)))

@@ -334,7 +334,7 @@ async def main():
 async def one(given, attack):
     """Runs a flood; gives what became of it and the most memory that the daemon had meanwhile."""
     processor, begun = process.processor_s(given.pid), time.monotonic()
-    connection = await h2.Connection.open(given.proxy)
+    connection = await h2.Connection.open(given.proxy_h2)
     flood = Flood(connection, given.key.encode())
     running = asyncio.ensure_future(attack(flood))
     peak = 0

@@ -3,6 +3,7 @@
 //! its smallest stream is printed as it was sent.
 
 use std::{
+    ffi::OsStr,
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -50,6 +51,30 @@ fn hostile_paths_over_http2_reach_nothing_outside_the_families() {
 fn malformed_http2_messages_are_refused() {
     let seen = Attack::new("attack-h2-messages").run("h2_messages.py", &[]);
     assert!(seen["messages"].as_u64() >= Some(150) && seen["sequences"].as_u64() >= Some(30), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-01, P-02: the same door behind TLS, with HTTP/1.1 agreed on (ALPN). A sample: `h1_shapes.py` is sent whole above.
+#[test]
+fn hostile_requests_over_tls_are_refused() {
+    let seen = Attack::tls("attack-tls-shapes").run("h1_shapes.py", &["--every", "4"]);
+    assert!(seen["shapes"].as_u64() >= Some(100), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-04: with HTTP/2 agreed on.
+#[test]
+fn malformed_http2_messages_over_tls_are_refused() {
+    let seen = Attack::tls("attack-tls-h2-messages").run("h2_messages.py", &[]);
+    assert!(seen["messages"].as_u64() >= Some(150) && seen["sequences"].as_u64() >= Some(30), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-04, P-24: over TLS, HTTP/2 is agreed on or not spoken, and neither is HTTP/1.1 where it was.
+#[test]
+fn over_tls_the_agreed_protocol_is_spoken() {
+    let seen = Attack::tls("attack-tls-alpn").run("tls_shapes.py", &[]);
+    assert!(seen["refusals"].as_u64() >= Some(25), "{seen}");
     expect_calls(&seen, "accepted");
 }
 
@@ -115,6 +140,11 @@ impl Attack {
             Some(binary) => setup.binary(binary),
             None => setup,
         }
+    }
+
+    /// The proxy door speaks TLS.
+    fn tls(name: &str) -> Self {
+        Self { daemon: Self::setup(name).tls().start(), families: "table" }
     }
 
     /// Opens these families, a list parted by commas.
@@ -189,6 +219,9 @@ impl Attack {
         let python = repository().join("tests/.venv/bin/python3");
         assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
         let proxy = self.daemon.proxy_origin();
+        let proxy = proxy.trim_start_matches("http://").trim_start_matches("https://");
+        let certificates = self.daemon.certificates();
+        let authority = certificates.map(|certificates| certificates.authority.as_os_str());
         #[expect(
             clippy::disallowed_methods,
             reason = "a program is started as a person's shell would start it"
@@ -197,9 +230,10 @@ impl Attack {
         let mut running = Command::new(python)
             .arg("-B")
             .arg(repository().join("tests/attack").join(program))
-            .args(["--proxy", proxy.trim_start_matches("http://")])
+            .args(["--proxy", proxy])
             .args(["--origin", &origin.to_string()])
             .args(["--key", key, "--token", TOKEN, "--families", self.families])
+            .args(authority.iter().flat_map(|authority| [OsStr::new("--tls-authority"), *authority]))
             .args(words)
             .env_clear()
             .env("PATH", path)
