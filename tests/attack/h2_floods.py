@@ -1,5 +1,6 @@
 """HTTP/2 floods (P-22). Each ends in a closed connection, in reset streams, or in a connection that waits for its
-caller, within a bound of frames and time; whatever goes on to its end has cost less than a second of processor time.
+caller, within a bound of frames and time; whatever goes on to its end has cost less than a second of processor time for
+each of its connections.
 The daemon's memory grows by at most 32 MiB over all of them, and other callers are served meanwhile.
 """
 
@@ -19,13 +20,15 @@ SECONDS_MAX, FRAMES_MAX = 3, 50_000
 PROCESSOR_S_MAX = 1.0
 PROBE_EVERY_S, PROBE_S_MAX = 0.05, 3.0
 BATCH = 64  # sequences of frames in one write
+PACED_CONNECTIONS = 5
 
 
 class Flood:
     """One attacking connection, which counts what it sent."""
 
-    def __init__(self, connection, key):
-        self.connection, self.sent, self.key = connection, 0, key
+    def __init__(self, connection, key, proxy):
+        self.connection, self.sent, self.key, self.proxy = connection, 0, key, proxy
+        self.siblings = []
         self.deadline = time.monotonic() + SECONDS_MAX
 
     def fields(self, method=b"GET", path=PATH):
@@ -34,6 +37,34 @@ class Flood:
     def headers(self, flags, method=b"GET", path=PATH):
         stream = self.connection.stream()
         return stream, h2.frame(h2.HEADERS, flags, stream, self.fields(method, path))
+
+    async def sibling(self):
+        """The same attack on one more connection."""
+        flood = Flood(await h2.Connection.open(self.proxy), self.key, self.proxy)
+        flood.deadline = self.deadline
+        self.siblings.append(flood)
+        return flood
+
+    async def paced(self, per_second, step):
+        """`step(flood)` so often each second on each of a few connections, for as long as a flood may take. Each is
+        steady, and of one alone nobody would say that it floods."""
+        floods = [self, *[await self.sibling() for _ in range(PACED_CONNECTIONS - 1)]]
+
+        async def one(flood):
+            begun, done = time.monotonic(), 0
+            while time.monotonic() < flood.deadline:
+                await step(flood)
+                done += 1
+                await asyncio.sleep(max(0, begun + done / per_second - time.monotonic()))
+                if flood.connection.ended or flood.connection.goaway is not None:
+                    raise h2.Ended
+
+        ends = await asyncio.gather(*(one(flood) for flood in floods), return_exceptions=True)
+        for end in ends:
+            if end is not None and not isinstance(end, h2.Ended):
+                raise end
+        if all(isinstance(end, h2.Ended) for end in ends):
+            raise h2.Ended
 
     async def open_post(self):
         stream, sent = self.headers(h2.END_HEADERS, b"POST")
@@ -59,6 +90,44 @@ async def rapid_reset(flood):
         return sent + h2.frame(h2.RST_STREAM, 0, stream, struct.pack(">I", 8))
 
     await flood.repeat(pair, 2)
+
+
+def reset(stream):
+    return h2.frame(h2.RST_STREAM, 0, stream, struct.pack(">I", 8))
+
+
+async def paced_reset(flood):
+    """CVE-2023-44487, slowly: 200 requests a second on a connection, each reset as soon as it is sent."""
+
+    async def step(flood):
+        stream, sent = flood.headers(5)
+        await flood.send(sent + reset(stream), 2)
+
+    await flood.paced(200, step)
+
+
+async def paced_reset_under_way(flood):
+    """50 requests a second on a connection, each reset when the instance is at work on it."""
+
+    async def step(flood):
+        stream, sent = flood.headers(5, path=PATH + b"?delay=500")
+        await flood.send(sent, 1)
+        asyncio.get_running_loop().call_later(0.05, flood.connection.reply, reset(stream))
+        flood.sent += 1
+
+    await flood.paced(50, step)
+
+
+async def paced_reset_of_posts(flood):
+    """The same with bodies that are never whole."""
+
+    async def step(flood):
+        stream, sent = flood.headers(4, b"POST", PATH + b"?delay=500")
+        await flood.send(sent + h2.frame(h2.DATA, 0, stream, bytes(2_000)), 2)
+        asyncio.get_running_loop().call_later(0.05, flood.connection.reply, reset(stream))
+        flood.sent += 1
+
+    await flood.paced(50, step)
 
 
 async def made_you_reset(flood):
@@ -245,6 +314,41 @@ async def slow_reading(flood):
         raise AssertionError(f"90 answers without a window: {len(connection.resets)} resets")
 
 
+async def read_by_windows(flood, bytes_each, pause_s, streams):
+    """Large answers, of each of which so many bytes are asked for at a time."""
+    connection = flood.connection
+    await flood.send(h2.settings((h2.INITIAL_WINDOW_SIZE, bytes_each)), 1)
+    asked = [flood.headers(5, path=PATH + b"?big=1000000") for _ in range(streams)]
+    for _, sent in asked:
+        await flood.send(sent, 1)
+    wider = struct.pack(">I", bytes_each)
+    while time.monotonic() < flood.deadline and not connection.is_over():
+        await asyncio.sleep(pause_s)
+        frames = [h2.frame(h2.WINDOW_UPDATE, 0, stream, wider) for stream, _ in asked]
+        await flood.send(b"".join(frames) + h2.frame(h2.WINDOW_UPDATE, 0, 0, struct.pack(">I", bytes_each * streams)), streams + 1)
+    if connection.is_over():
+        raise h2.Ended
+    # Not cut: then it was served, and no more of it than was asked for is anywhere.
+    if not all(connection.bodies.get(stream) for stream, _ in asked):
+        raise AssertionError("neither cut off nor served")
+
+
+async def window_by_chunks(flood):
+    """A window of one chunk, opened again before the limit on silence has passed."""
+    await read_by_windows(flood, 16_384, 0.5, 90)
+
+
+async def window_by_bytes(flood):
+    """A window of one byte, opened often, on many streams."""
+    await read_by_windows(flood, 1, 0.02, 90)
+
+
+async def window_by_bytes_slowly(flood):
+    """So few frames that they may be sent for ever: what cuts it is that no chunk of the answers is taken whole."""
+    flood.deadline += 1
+    await read_by_windows(flood, 1, 0.1, 5)
+
+
 async def silent(flood):
     """Nothing after the preface."""
     if not await flood.connection.until(lambda: flood.connection.ended or flood.connection.goaway is not None, 20):
@@ -252,7 +356,7 @@ async def silent(flood):
 
 
 FLOODS = [
-    rapid_reset, made_you_reset, made_you_reset_by_overflow, malformed_requests, continuation, continuation_of_nothing, continuation_of_crumbs, settings, settings_of_many, settings_unread, settings_table_size, ping, ping_unread, empty_data,
+    rapid_reset, paced_reset, paced_reset_under_way, paced_reset_of_posts, window_by_chunks, window_by_bytes, window_by_bytes_slowly, made_you_reset, made_you_reset_by_overflow, malformed_requests, continuation, continuation_of_nothing, continuation_of_crumbs, settings, settings_of_many, settings_unread, settings_table_size, ping, ping_unread, empty_data,
     padded_data, priority, window_of_nothing, window_by_ones, unknown_frames, unknown_frames_on_streams, reset_again, goaway, hpack_bomb, hpack_evictions, large_fields, thousand_streams, unfinished_posts, slow_reading, silent,
 ]
 
@@ -320,7 +424,7 @@ async def main():
         rows.append(row)
         if row["outcome"].startswith("failed"):
             judge.find(f"{row['flood']}: {row['outcome']}", b"")
-        if row["outcome"] == "went on" and row["processor_s"] > PROCESSOR_S_MAX:
+        if row["outcome"] == "went on" and row["processor_s"] > PROCESSOR_S_MAX * row["connections"]:
             judge.find(f"{row['flood']}: went on to its end", b"", repr(row))
     await probe.stop()
     if peak - base > GROWTH_KIB_MAX:
@@ -334,8 +438,8 @@ async def main():
 async def one(given, attack):
     """Runs a flood; gives what became of it and the most memory that the daemon had meanwhile."""
     processor, begun = process.processor_s(given.pid), time.monotonic()
-    connection = await h2.Connection.open(given.proxy)
-    flood = Flood(connection, given.key.encode())
+    connection = await h2.Connection.open(given.proxy_h2)
+    flood = Flood(connection, given.key.encode(), given.proxy_h2)
     running = asyncio.ensure_future(attack(flood))
     peak = 0
     while not running.done():
@@ -357,13 +461,15 @@ async def one(given, attack):
         "flood": attack.__name__,
         "outcome": outcome,
         "goaway": connection.goaway,
-        "frames": flood.sent,
+        "connections": 1 + len(flood.siblings),
+        "frames": flood.sent + sum(sibling.sent for sibling in flood.siblings),
         "resets": len(connection.resets),
         "seconds": round(time.monotonic() - begun, 2),
         "processor_s": round(process.processor_s(given.pid) - processor, 2),
         "peak_kib": peak,
     }
-    connection.close()
+    for opened in [connection, *(sibling.connection for sibling in flood.siblings)]:
+        opened.close()
     return row, peak
 
 

@@ -217,7 +217,7 @@ async def message(judge, given, name, rule, fields, data, trailers):
     """One request on a connection of its own."""
     shown = repr((fields, data, trailers))[:3000].encode()
     since = len(judge.findings)
-    connection = await h2.Connection.open(given.proxy)
+    connection = await h2.Connection.open(given.proxy_h2)
     expected = h2.expect(judge, shown, fields, b"".join(data)) if rule in (GOOD, MAY) else None
     sent = dict(fields)
     if name in TAKEN_AWAY:
@@ -253,7 +253,7 @@ def frames(fields, data, trailers):
 
 async def sequence(judge, given, name, sent):
     """Frames in error: the stream is reset or the connection closed, within seconds."""
-    connection = await h2.Connection.open(given.proxy)
+    connection = await h2.Connection.open(given.proxy_h2)
     try:
         await connection.send(sent)
     except h2.Ended:

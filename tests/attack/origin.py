@@ -13,6 +13,10 @@ import strict
 
 
 BIG = re.compile(rb"[?&]big=([0-9]{1,7})(?:&|$)")
+DELAY = re.compile(rb"[?&]delay=([0-9]{1,5})(?:&|$)")
+# bearerd asks whose token it holds.
+WHO = b"/api/now/table/sys_user"
+USER = json.dumps({"result": [{"sys_id": "6816f79cc0a8016401c5a33be04be441", "user_name": "a.user", "name": "A User"}]}).encode()
 
 
 @dataclass(slots=True)
@@ -73,17 +77,23 @@ class OriginConnection(asyncio.Protocol):
 
     def answer(self, request, raw):
         origin = self.origin
-        if request.path == b"/api/now/table/sys_user":  # bearerd asks whose token it holds
-            user = {"sys_id": "6816f79cc0a8016401c5a33be04be441", "user_name": "a.user", "name": "A User"}
-            return self.send(request, json.dumps({"result": [user]}).encode(), 0)
+        if request.path == WHO:
+            return self.send(request, USER, 0)
         big = BIG.search(request.target)
         if big:  # an answer of so many bytes, for callers that read slowly
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n" % big[1] + bytes(int(big[1])))
             return None
+        delay = DELAY.search(request.target)
+        if delay:  # of so many milliseconds, for callers that do not wait
+            return asyncio.get_running_loop().call_later(int(delay[1]) / 1000, self.late)
         origin.markers += 1
         marker = origin.markers
         origin.on_record(Record(marker, raw, request))
         self.send(request, b'{"result":[],"marker":%d}' % marker, marker)
+
+    def late(self):
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     def send(self, request, body, marker):
         # A cookie in each answer: none may reach a caller (P-08).

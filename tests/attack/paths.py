@@ -82,7 +82,7 @@ async def main():
         connection = None
         for path in queue:
             if connection is None or connection.ended or connection.goaway is not None:
-                connection = await h2.Connection.open(given.proxy)
+                connection = await h2.Connection.open(given.proxy_h2)
             fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"b.example"), (b":path", path), (b"authorization", b"Bearer " + given.key.encode())]
             good = judge.sent_paths(path.partition(b"?")[0])
             expected = h2.expect(judge, path, fields) if good else None

@@ -8,6 +8,7 @@ import sys
 import time
 
 import h2
+import tls
 from caller import Caller
 from families import opened
 from judge import Judge
@@ -20,11 +21,13 @@ def arguments(description, **defaults):
     parser.add_argument("--origin", required=True, metavar="HOST:PORT", help="where to listen as the instance")
     parser.add_argument("--key", required=True, help="a caller key that may do everything in the opened families")
     parser.add_argument("--token", required=True, help="the access token that bearerd lends")
+    parser.add_argument("--tls-authority", metavar="FILE", help="the proxy door speaks TLS, with a certificate of this authority")
     parser.add_argument("--families", default="table", help="the opened families: a list parted by commas")
     for name, (default, text) in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
     given = parser.parse_args()
-    given.proxy, given.origin = address(given.proxy), address(given.origin)
+    given.door = given.proxy = given.proxy_h2 = address(given.proxy)
+    given.origin = address(given.origin)
     given.families = given.families.split(",")
     return given
 
@@ -34,8 +37,16 @@ def address(text):
     return host, int(port)
 
 
+async def find_door(given):
+    """Over TLS, HTTP/1.1 and HTTP/2 are agreed on in the handshake: each is a way of its own to the door."""
+    if given.tls_authority:
+        given.proxy = await tls.Way(given.door, given.tls_authority, "http/1.1").start()
+        given.proxy_h2 = await tls.Way(given.door, given.tls_authority, "h2").start()
+
+
 async def start(given):
     """An origin that listens, a judge of what happens, and a way between them that is open."""
+    await find_door(given)
     origin = Origin(given.token.encode())
     judge = Judge(origin, given.key.encode(), *opened(given.families))
     host, port = await origin.start(*given.origin)
@@ -67,8 +78,8 @@ async def until_open(proxy, key, prefix=""):
 
 
 async def speaks_h2(given):
-    """HTTP/2 with prior knowledge, on the clear text that these programs use."""
-    connection = await h2.Connection.open(given.proxy)
+    """HTTP/2: with prior knowledge in clear text, agreed on over TLS."""
+    connection = await h2.Connection.open(given.proxy_h2)
     spoken = await connection.until(lambda: connection.spoke_h2 or connection.ended, 5) and connection.spoke_h2
     connection.close()
     return spoken

@@ -1,6 +1,8 @@
 """Starts a bearerd of its own and runs one program of this folder against it: for trying without the test harness.
 
-    tests/.venv/bin/python3 tests/attack/stand.py BINARY h1_shapes.py [ARGUMENTS…]
+    tests/.venv/bin/python3 tests/attack/stand.py [--tls] BINARY h1_shapes.py [ARGUMENTS…]
+
+With --tls the proxy door speaks TLS, with a certificate that openssl makes.
 """
 
 import json
@@ -40,13 +42,19 @@ class Admin:
 
 
 def main():
-    binary, name, *words = sys.argv[1:]
+    _, *given = sys.argv
+    is_tls = given[:1] == ["--tls"]
+    binary, name, *words = given[is_tls:]
     host = "127.%d.%d.1" % (1 + os.getpid() // 254 % 254, os.getpid() % 254)
     with tempfile.TemporaryDirectory(prefix="bearerd-attack-") as folder:
         init = subprocess.run([binary, "init", "--dir", f"{folder}/d"], capture_output=True, text=True, check=True)
         admin_key = next(word for word in init.stdout.split() if word.startswith("bda_"))
         doors = {door: f"{host}:{free_port(host)}" for door in ("proxy", "connect", "admin")}
         environment = {f"BEARERD__{door.upper()}__LISTEN": where for door, where in doors.items()}
+        if is_tls:
+            certificate, key = certify(folder, host)
+            environment |= {"BEARERD__PROXY__TLS__CERTIFICATE_FILE": certificate, "BEARERD__PROXY__TLS__KEY_FILE": key}
+            words += ["--tls-authority", certificate]
         extra = {name: value for name, value in os.environ.items() if name.startswith("BEARERD__")}
         log = open(os.environ.get("BEARERD_LOG", f"{folder}/log"), "w+")
         daemon = subprocess.Popen(
@@ -60,6 +68,13 @@ def main():
                 print(f"bearerd ended with {daemon.returncode}:\n{log.read()[-4000:]}", file=sys.stderr)
             daemon.send_signal(signal.SIGKILL)
             daemon.wait()
+
+
+def certify(folder, host):
+    certificate, key = f"{folder}/door.pem", f"{folder}/door.key"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=attack", "-addext", f"subjectAltName=IP:{host}", "-out", certificate, "-keyout", key]
+    subprocess.run(words, check=True, capture_output=True)
+    return certificate, key
 
 
 def attack(doors, admin_key, host, daemon, name_of_program, words):
@@ -96,16 +111,18 @@ def attack(doors, admin_key, host, daemon, name_of_program, words):
             break
         except OSError:
             time.sleep(0.02)
+    http2 = "--instance-http2" in words and words[words.index("--instance-http2") + 1] == "1"
     if running.poll() is None:
-        connect(admin, "hr", origin, "hr-prod", TOKEN)
+        connect(admin, "hr", origin, "hr-prod", TOKEN, http2)
         if name_of_program == "crosstalk.py":
-            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2")
-            connect(admin, "other", other, "hr-third", f"{TOKEN}-3")
+            connect(admin, "hr", origin, "hr-second", f"{TOKEN}-2", http2)
+            connect(admin, "other", other, "hr-third", f"{TOKEN}-3", http2)
     return running.wait()
 
 
-def connect(admin, integration, instance, connection, token):
-    admin.send("PUT", f"/v1/integrations/{integration}", {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s"})
+def connect(admin, integration, instance, connection, token, http2):
+    registered = {"instance": f"http://{instance}", "client_id": "c", "client_secret": "s", "http2": http2}
+    admin.send("PUT", f"/v1/integrations/{integration}", registered)
     tokens = {"access_token": token, "expires_in": 86400}
     admin.send("PUT", f"/v1/connections/{connection}", {"integration": integration, "import": tokens})
 

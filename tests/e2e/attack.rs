@@ -3,6 +3,7 @@
 //! its smallest stream is printed as it was sent.
 
 use std::{
+    ffi::OsStr,
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -53,13 +54,37 @@ fn malformed_http2_messages_are_refused() {
     expect_calls(&seen, "accepted");
 }
 
+/// P-01, P-02: the same door behind TLS, with HTTP/1.1 agreed on (ALPN). A sample: `h1_shapes.py` is sent whole above.
+#[test]
+fn hostile_requests_over_tls_are_refused() {
+    let seen = Attack::tls("attack-tls-shapes").run("h1_shapes.py", &["--every", "4"]);
+    assert!(seen["shapes"].as_u64() >= Some(100), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-04: with HTTP/2 agreed on.
+#[test]
+fn malformed_http2_messages_over_tls_are_refused() {
+    let seen = Attack::tls("attack-tls-h2-messages").run("h2_messages.py", &[]);
+    assert!(seen["messages"].as_u64() >= Some(150) && seen["sequences"].as_u64() >= Some(30), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
+/// P-04, P-24: over TLS, HTTP/2 is agreed on or not spoken, and neither is HTTP/1.1 where it was.
+#[test]
+fn over_tls_the_agreed_protocol_is_spoken() {
+    let seen = Attack::tls("attack-tls-alpn").run("tls_shapes.py", &[]);
+    assert!(seen["refusals"].as_u64() >= Some(25), "{seen}");
+    expect_calls(&seen, "accepted");
+}
+
 /// P-22.
 #[test]
 fn http2_floods_are_cut_off() {
     let attack = Attack::hurried("attack-h2-floods");
     let process = attack.daemon.process_id().to_string();
     let seen = attack.run("h2_floods.py", &["--pid", &process]);
-    assert!(seen["floods"].as_array().is_some_and(|floods| floods.len() >= 25), "{seen}");
+    assert!(seen["floods"].as_array().is_some_and(|floods| floods.len() >= 35), "{seen}");
     assert!(seen["probes"]["good"].as_u64() > Some(100), "{seen}");
 }
 
@@ -74,10 +99,27 @@ fn slow_callers_do_not_slow_the_others() {
 #[test]
 fn a_thousand_callers_never_get_each_others_answers() {
     let count = asked("BEARERD_SOAK", 20_000);
-    let seen = Attack::new("attack-crosstalk").soak(&count);
-    for what in ["answered", "answered 502", "broken off", "left", "writes executed"] {
-        expect_calls(&seen, what);
-    }
+    let seen = Attack::new("attack-crosstalk").soak(&count, Soak::default());
+    expect_mishaps(&seen);
+}
+
+/// The same where the callers are streams of fifty HTTP/2 connections, which are reset and dropped at any moment.
+#[test]
+fn a_thousand_streams_never_get_each_others_answers() {
+    let count = asked("BEARERD_SOAK", 20_000);
+    let over = Soak { callers_http2: true, ..Soak::default() };
+    let seen = Attack::new("attack-crosstalk-h2").soak(&count, over);
+    expect_mishaps(&seen);
+}
+
+/// The same where the instances speak HTTP/2 too: calls of many callers share a connection, which may go away or break.
+#[test]
+fn a_thousand_streams_never_get_each_others_answers_over_shared_connections() {
+    let count = asked("BEARERD_SOAK", 10_000);
+    let over = Soak { callers_http2: true, instances_http2: true };
+    let seen = Attack::new("attack-crosstalk-h2-both").soak(&count, over);
+    expect_mishaps(&seen);
+    expect_calls(&seen, "lost with a connection");
 }
 
 /// A daemon under attack.
@@ -98,6 +140,11 @@ impl Attack {
             Some(binary) => setup.binary(binary),
             None => setup,
         }
+    }
+
+    /// The proxy door speaks TLS.
+    fn tls(name: &str) -> Self {
+        Self { daemon: Self::setup(name).tls().start(), families: "table" }
     }
 
     /// Opens these families, a list parted by commas.
@@ -122,7 +169,8 @@ impl Attack {
     }
 
     /// Three connections of three users at two instances.
-    fn soak(&self, count: &str) -> Value {
+    fn soak(&self, count: &str, over: Soak) -> Value {
+        let flag = |http2: bool| if http2 { "1" } else { "0" };
         let key = self.key("open", &json!("all"));
         let second_key = self.key("second", &json!({"ids": ["hr-second"]}));
         let third_key = self.key("third", &json!({"ids": ["hr-third"]}));
@@ -134,6 +182,8 @@ impl Attack {
             &key,
             &[
                 ["--count", count],
+                ["--http2", flag(over.callers_http2)],
+                ["--instance-http2", flag(over.instances_http2)],
                 ["--second-key", &second_key],
                 ["--third-key", &third_key],
                 ["--second-token", SECOND_TOKEN],
@@ -142,9 +192,9 @@ impl Attack {
             ]
             .concat(),
         );
-        self.connect("hr", origin, "hr-prod", TOKEN);
-        self.connect("hr", origin, "hr-second", SECOND_TOKEN);
-        self.connect("other", other, "hr-third", THIRD_TOKEN);
+        self.connect_over(over.instances_http2, "hr", origin, "hr-prod", TOKEN);
+        self.connect_over(over.instances_http2, "hr", origin, "hr-second", SECOND_TOKEN);
+        self.connect_over(over.instances_http2, "other", other, "hr-third", THIRD_TOKEN);
         self.seen(running, "crosstalk.py")
     }
 
@@ -169,6 +219,9 @@ impl Attack {
         let python = repository().join("tests/.venv/bin/python3");
         assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
         let proxy = self.daemon.proxy_origin();
+        let proxy = proxy.trim_start_matches("http://").trim_start_matches("https://");
+        let certificates = self.daemon.certificates();
+        let authority = certificates.map(|certificates| certificates.authority.as_os_str());
         #[expect(
             clippy::disallowed_methods,
             reason = "a program is started as a person's shell would start it"
@@ -177,9 +230,10 @@ impl Attack {
         let mut running = Command::new(python)
             .arg("-B")
             .arg(repository().join("tests/attack").join(program))
-            .args(["--proxy", proxy.trim_start_matches("http://")])
+            .args(["--proxy", proxy])
             .args(["--origin", &origin.to_string()])
             .args(["--key", key, "--token", TOKEN, "--families", self.families])
+            .args(authority.iter().flat_map(|authority| [OsStr::new("--tls-authority"), *authority]))
             .args(words)
             .env_clear()
             .env("PATH", path)
@@ -199,8 +253,22 @@ impl Attack {
 
     /// A connection that lends `token` to the instance at `origin`.
     fn connect(&self, integration: &str, origin: SocketAddr, connection: &str, token: &str) {
+        self.connect_over(false, integration, origin, connection, token);
+    }
+
+    /// `http2`: the instance is called over HTTP/2.
+    fn connect_over(
+        &self,
+        http2: bool,
+        integration: &str,
+        origin: SocketAddr,
+        connection: &str,
+        token: &str,
+    ) {
         let instance = format!("http://{origin}");
-        let body = json!({"instance": instance, "client_id": "attack", "client_secret": "attack"});
+        let body = json!({
+            "instance": instance, "client_id": "attack", "client_secret": "attack", "http2": http2,
+        });
         self.daemon.put(&format!("/v1/integrations/{integration}"), &body);
         let tokens = json!({"access_token": token, "expires_in": 86_400});
         let body = json!({"integration": integration, "import": tokens});
@@ -232,6 +300,21 @@ impl Attack {
             let event: Result<Value, _> = serde_json::from_str(line);
             assert!(event.is_ok_and(|event| event.is_object()), "no event: {line}");
         }
+    }
+}
+
+/// What the cross-talk soak speaks: HTTP/1.1 where nothing is said.
+#[derive(Clone, Copy, Default)]
+struct Soak {
+    callers_http2: bool,
+    instances_http2: bool,
+}
+
+/// All that may befall a call of the soak did.
+#[track_caller]
+fn expect_mishaps(seen: &Value) {
+    for what in ["answered", "answered 502", "broken off", "left", "writes executed"] {
+        expect_calls(seen, what);
     }
 }
 
