@@ -19,5 +19,6 @@ mod restart;
 mod revocation;
 mod scale;
 mod sockets;
+mod spread;
 mod startup;
 mod tokens;
