@@ -15,6 +15,7 @@ mod failover;
 mod leaks;
 mod memory;
 mod network;
+mod overload;
 mod restart;
 mod revocation;
 mod scale;
