@@ -16,6 +16,7 @@ mod leaks;
 mod memory;
 mod network;
 mod overload;
+mod reload;
 mod restart;
 mod revocation;
 mod scale;
