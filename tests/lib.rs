@@ -10,13 +10,14 @@ pub use harness::browser::{Browser, Browsers, SeenRequest};
 pub use harness::certificates::Certificates;
 pub use harness::consent::WebClient;
 pub use harness::daemon::{Cli, Daemon, Setup};
-pub use harness::deployment::{CLIENT_ID, CLIENT_SECRET, Deployment};
+pub use harness::deployment::{CLIENT_ID, CLIENT_SECRET, Deployment, another_instance};
 pub use harness::fault_proxy::{Direction, FaultProxy, Faults};
+pub use harness::flood::{Flood, FloodAnswer, FloodCall, outcomes};
 pub use harness::history::{
     Expectations, FailedCalls, History, HistoryReport, Recorder, Recovery, ReportRow, Restart, Sample,
     Subject, Watched,
 };
-pub use harness::http::{Reply, Request, get, request};
+pub use harness::http::{KeptConnection, Reply, Request, get, request};
 pub use harness::load::{FailedCall, Load, LoadReport};
 pub use harness::process::{bearerd_binary, free_port, loopback, output_folder, release_binary, repository};
 pub use harness::redis::Redis;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, client::Resumption};
 
 /// PEM files: the authority, and what a door at one address shows.
 #[derive(Debug, Clone)]
@@ -49,5 +49,13 @@ impl Certificates {
             key: write("door.key", key.serialize_pem()),
             client: Arc::new(client),
         }
+    }
+
+    /// For a client that is a stranger each time: without a session to resume it looks at the certificate.
+    #[must_use]
+    pub fn for_strangers(&self) -> Self {
+        let mut client = (*self.client).clone();
+        client.resumption = Resumption::disabled();
+        Self { client: Arc::new(client), ..self.clone() }
     }
 }

@@ -1,6 +1,7 @@
 //! The real binary: initialised in a folder of its own, served on an address of its own, ended with its test.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
     net::{IpAddr, SocketAddr},
@@ -331,8 +332,29 @@ impl Daemon {
     /// A caller key under this policy.
     #[track_caller]
     pub fn new_key(&self, policy: &str) -> String {
+        self.new_key_with_id(policy).0
+    }
+
+    /// The same, with its id: what the admin API calls it.
+    #[track_caller]
+    pub fn new_key_with_id(&self, policy: &str) -> (String, String) {
         let body = serde_json::json!({"description": "a test", "policies": [policy]});
-        self.post("/v1/keys", &body)["caller_key"].as_str().unwrap().to_owned()
+        let issued = self.post("/v1/keys", &body);
+        let text = |name: &str| issued[name].as_str().unwrap().to_owned();
+        (text("caller_key"), text("id"))
+    }
+
+    /// What `/metrics` says of this metric: its labels, as they are written there, and the value.
+    #[track_caller]
+    pub fn metrics(&self, name: &str) -> BTreeMap<String, u64> {
+        let text = get(&format!("{}/metrics", self.admin_origin())).send().expect(StatusCode::OK).text();
+        let of_it = text.lines().filter_map(|line| {
+            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            // Another metric's name may begin alike.
+            (labels.is_empty() || labels.starts_with('{'))
+                .then(|| (labels.to_owned(), value.parse().unwrap()))
+        });
+        of_it.collect()
     }
 
     /// Runs a client command of the real binary against this daemon.
@@ -385,6 +407,11 @@ impl Daemon {
             let ended = self.has_ended().is_some();
             (ended || probe.try_send().is_ok_and(|reply| reply.status == 200)).then_some(())
         });
+    }
+
+    /// SIGHUP: the process reads its certificates again.
+    pub fn hang_up(&self) {
+        signal(&self.child, Signal::HUP);
     }
 
     /// How the process ended, if it did.

@@ -43,15 +43,7 @@ impl Deployment {
             (2..=processes).map(|number| setup.sibling(&format!("{}-{number}", setup.name()))).collect();
         let daemon = setup.start(); // alone at first: it makes the store's root record
         let siblings = others.into_iter().map(Setup::start).collect();
-        let client = ClientSettings {
-            client_id: CLIENT_ID.to_owned(),
-            client_secret: Some(CLIENT_SECRET.to_owned()),
-            redirect_uris: vec![format!("{}/oauth/callback", daemon.connect_origin())],
-            application_user: Some("svc.integration".to_owned()),
-            ..ClientSettings::default()
-        };
-        let settings = SimSettings { behaviour, clients: vec![client], ..SimSettings::default() };
-        let sim = block_on(Sim::start(settings)).unwrap();
+        let sim = start_instance(vec![format!("{}/oauth/callback", daemon.connect_origin())], behaviour);
         Self { daemon, siblings, instance: sim.origin(), state: sim.state().clone(), sim: Some(sim) }
     }
 
@@ -96,6 +88,20 @@ impl Deployment {
         members["client_id"] = json!(CLIENT_ID);
         members["client_secret"] = json!(CLIENT_SECRET);
         self.daemon.put(&format!("/v1/integrations/{id}"), &members)
+    }
+
+    /// An integration at `instance` under the application's own user, and a connection of the same name: it works
+    /// without anybody's consent.
+    #[track_caller]
+    pub fn add_application(&self, id: &str, instance: &str) {
+        let integration = json!({
+            "instance": instance,
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "profiles": {"default": {"grant_type": "client_credentials"}},
+        });
+        self.daemon.put(&format!("/v1/integrations/{id}"), &integration);
+        self.daemon.put(&format!("/v1/connections/{id}"), &json!({"integration": id}));
     }
 
     /// A new connection, not consented; answers its connect link.
@@ -154,6 +160,24 @@ impl Deployment {
     pub fn call(&self, method: Method, path: &str, key: &str) -> Reply {
         self.daemon.call(method, path, key).send()
     }
+}
+
+/// One more instance, which knows the same client, for applications alone.
+#[track_caller]
+pub fn another_instance(behaviour: Behaviour) -> Sim {
+    start_instance(Vec::new(), behaviour)
+}
+
+fn start_instance(redirect_uris: Vec<String>, behaviour: Behaviour) -> Sim {
+    let client = ClientSettings {
+        client_id: CLIENT_ID.to_owned(),
+        client_secret: Some(CLIENT_SECRET.to_owned()),
+        redirect_uris,
+        application_user: Some("svc.integration".to_owned()),
+        ..ClientSettings::default()
+    };
+    let settings = SimSettings { behaviour, clients: vec![client], ..SimSettings::default() };
+    block_on(Sim::start(settings)).unwrap()
 }
 
 /// `abel.tuter` consents at once to whatever he is asked.

@@ -1,16 +1,18 @@
-//! A plain HTTP/1.1 client: one connection a request, no redirects, no cookies, every byte of the answer at hand.
+//! A plain HTTP/1.1 client: one connection a request unless it is kept, no redirects, no cookies, every byte of the answer at hand.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    task::JoinHandle,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -26,6 +28,13 @@ pub struct Request {
     headers: Vec<(String, String)>,
     body: Bytes,
     tls: Option<Arc<ClientConfig>>,
+}
+
+/// A connection for one request after another, to one origin. Dropping it closes it.
+#[derive(Debug)]
+pub struct KeptConnection {
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<Result<(), hyper::Error>>,
 }
 
 /// An answer, whole.
@@ -110,28 +119,48 @@ impl Request {
     }
 
     async fn exchange(&self) -> Result<Reply, String> {
+        self.exchange_on(&mut self.connect().await?).await
+    }
+
+    /// Sends it on `kept` and reads the whole answer; on a new connection where there is none or it has ended. What was
+    /// sent is not sent again.
+    ///
+    /// # Errors
+    /// Nobody answers, or the answer breaks off.
+    pub async fn send_on(&self, kept: &mut Option<KeptConnection>) -> Result<Reply, String> {
+        let exchange = async {
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            if connection.sender.ready().await.is_err() {
+                connection = self.connect().await?;
+            }
+            let reply = self.exchange_on(&mut connection).await?;
+            if !reply.header("connection").eq_ignore_ascii_case("close") {
+                *kept = Some(connection);
+            }
+            Ok(reply)
+        };
+        timeout(PATIENCE, exchange).await.map_err(|_| format!("no answer within {PATIENCE:?}"))?
+    }
+
+    async fn connect(&self) -> Result<KeptConnection, String> {
         let host = self.url.host_str().ok_or("no host")?.to_owned();
         let port = self.url.port_or_known_default().ok_or("no port")?;
         let tcp =
             TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("connect: {error}"))?;
         if self.url.scheme() == "http" {
-            return self.exchange_on(tcp).await;
+            return KeptConnection::over(tcp).await;
         }
         let tls = self.tls.clone().ok_or("https needs trusting(…)")?;
         let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
         let tls =
             TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| format!("TLS: {error}"))?;
-        self.exchange_on(tls).await
+        KeptConnection::over(tls).await
     }
 
-    async fn exchange_on<S>(&self, stream: S) -> Result<Reply, String>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let text = |error: hyper::Error| format!("HTTP: {error}");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-        let driver = tokio::spawn(connection);
+    async fn exchange_on(&self, connection: &mut KeptConnection) -> Result<Reply, String> {
         let query = self.url.query().map(|query| format!("?{query}")).unwrap_or_default();
         let mut message =
             http::Request::builder().method(self.method.clone()).uri(format!("{}{query}", self.url.path()));
@@ -142,12 +171,33 @@ impl Request {
             message = message.header(name, value);
         }
         let message = message.body(Full::new(self.body.clone())).map_err(|error| error.to_string())?;
-        let answer = sender.send_request(message).await.map_err(text)?;
+        let answer = connection.sender.send_request(message).await.map_err(|error| http_error(&error))?;
         let (head, body) = answer.into_parts();
-        let body = body.collect().await.map_err(text)?.to_bytes();
-        driver.abort();
+        let body = body.collect().await.map_err(|error| http_error(&error))?.to_bytes();
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
     }
+}
+
+impl KeptConnection {
+    async fn over<S>(stream: S) -> Result<Self, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| http_error(&error))?;
+        Ok(Self { sender, driver: tokio::spawn(connection) })
+    }
+}
+
+impl Drop for KeptConnection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+fn http_error(error: &hyper::Error) -> String {
+    format!("HTTP: {error}")
 }
 
 impl Reply {

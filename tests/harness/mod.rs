@@ -6,6 +6,7 @@ pub(crate) mod consent;
 pub(crate) mod daemon;
 pub(crate) mod deployment;
 pub(crate) mod fault_proxy;
+pub(crate) mod flood;
 pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod load;
