@@ -40,7 +40,7 @@ struct Gcra {
     limit: RateLimit,
     /// Rounded up, so that rounding never admits more.
     interval_ns: u64,
-    /// Nanoseconds since 1970 (until 2554). Never goes back, so a clock that does admits no call twice.
+    /// Nanoseconds since 1970 (until 2554).
     full_at_ns: AtomicU64,
 }
 
@@ -60,7 +60,8 @@ impl KeyLimits {
     }
 
     /// Counts a call, or says why it may not go out. A refused call uses nothing up. `now` is every worker's same clock,
-    /// which may stand still; where it goes back, the rate waits for it to come back.
+    /// which may stand still; where it goes back, the rate waits for it to come back, or, after a step of
+    /// more than a minute, begins with an empty bucket.
     ///
     /// # Errors
     /// [`LimitRefusal`].
@@ -117,19 +118,25 @@ impl Gcra {
         let others = if self.limit.calls == 0 { None } else { self.limit.burst().checked_sub(1) };
         let Some(others) = others else { return Err(Duration::from_nanos(self.interval_ns)) };
         let ahead_ns = u64::from(others).saturating_mul(self.interval_ns);
+        // What lies beyond was written before the clock went back. It is waited for, so that no call is there twice, but
+        // not for hours: after a great step the bucket is empty.
+        let empty_ns = now_ns.saturating_add(ahead_ns).saturating_add(self.interval_ns);
         let mut full_at_ns = self.full_at_ns.load(Ordering::Relaxed);
         loop {
-            let from_ns = full_at_ns.max(now_ns);
-            if let Some(early_ns) = (from_ns - now_ns).checked_sub(ahead_ns).filter(|early| *early > 0) {
+            let stepped_back = full_at_ns > empty_ns.saturating_add(CLOCK_STEP_NANOS_MAX);
+            let from_ns = if stepped_back { empty_ns } else { full_at_ns.max(now_ns) };
+            let early_ns = (from_ns - now_ns).saturating_sub(ahead_ns);
+            if early_ns > 0 && !stepped_back {
                 return Err(Duration::from_nanos(early_ns));
             }
-            let next_ns = from_ns.saturating_add(self.interval_ns);
+            let next_ns = if early_ns > 0 { from_ns } else { from_ns.saturating_add(self.interval_ns) };
             match self.full_at_ns.compare_exchange_weak(
                 full_at_ns,
                 next_ns,
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
+                Ok(_) if early_ns > 0 => return Err(Duration::from_nanos(early_ns)),
                 Ok(_) => return Ok(()),
                 Err(changed) => full_at_ns = changed,
             }
@@ -137,6 +144,8 @@ impl Gcra {
     }
 }
 
+/// A clock that goes back by more was set, not disciplined.
+const CLOCK_STEP_NANOS_MAX: u64 = 60 * NANOS_PER_SEC;
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
@@ -176,6 +185,23 @@ mod tests {
             (60_000, Ok(())),
             (60_000, Ok(())),
             (60_000, Err(rate(500))),
+        ] {
+            assert_eq!(limits.admit(at(now_ms)).map(drop), expected, "at {now_ms}");
+        }
+    }
+
+    /// A clock that was an hour ahead does not close a key for an hour.
+    #[test]
+    fn a_great_step_back_leaves_an_empty_bucket() {
+        const HOUR_MS: u64 = 3_600_000;
+        let limits = KeyLimits::new(Some(limit(2, 1, Some(3))), None);
+        for (now_ms, expected) in [
+            (HOUR_MS, Ok(())),
+            (0, Err(rate(500))),
+            (0, Err(rate(500))),
+            (500, Ok(())),
+            (500, Err(rate(500))),
+            (2_000, Ok(())),
         ] {
             assert_eq!(limits.admit(at(now_ms)).map(drop), expected, "at {now_ms}");
         }
