@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         filling.push(thread_cpu().saturating_sub(began));
         let began = thread_cpu();
         for number in 0..BURST {
-            writer.record(record(black_box(round * BURST + number)));
+            writer.record(&record(black_box(round * BURST + number)));
         }
         handing.push(thread_cpu().saturating_sub(began));
         while metrics.written() < (round + 1) * BURST {

@@ -115,7 +115,7 @@ fn give(log: &AccessLog, workers: &[u64]) {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 for number in 0..*records {
                     runtime.block_on(writer.room());
-                    writer.record(record(worker, number));
+                    writer.record(&record(worker, number));
                     if number % 100 == 99 {
                         writer.flush();
                     }
@@ -207,7 +207,7 @@ async fn a_tick_is_enough_for_a_line_to_be_written() {
     // Half a batch; and a whole one, for which alone nobody is woken.
     for (records, sum) in [(1, 1), (128, 129), (128, 257), (3, 260)] {
         for _ in 0..records {
-            writer.record(record(0, metrics.written()));
+            writer.record(&record(0, metrics.written()));
         }
         writer.flush();
         wait_until("the records of a tick are written", || metrics.written() == sum);
@@ -234,7 +234,7 @@ async fn without_a_sink_nothing_is_made_or_counted() {
         AccessLog::start(&AccessSettings { sink: SinkKind::None, ..AccessSettings::default() }).unwrap();
     let (metrics, mut writer) = (log.metrics(), log.writer());
     assert!(!writer.is_on());
-    writer.record(record(0, 0));
+    writer.record(&record(0, 0));
     writer.flush();
     assert!(!writer.is_stalled());
     writer.room().await;

@@ -55,9 +55,9 @@ impl AccessWriter {
     }
 
     /// Takes the record of a call that has ended. Never waits for the sink.
-    pub fn record(&mut self, record: AccessRecord) {
+    pub fn record(&mut self, record: &AccessRecord) {
         let Some(queue) = &self.queue else { return };
-        self.batch.push(record);
+        self.batch.push(*record);
         if self.batch.len() >= BATCH_RECORDS && !queue.is_stalled() {
             self.unannounced |= queue.hand_over(&mut self.batch, Wake::IfMany);
         }
@@ -357,7 +357,7 @@ mod tests {
 
     fn give(writer: &mut AccessWriter, records: usize) {
         for _ in 0..records {
-            writer.record(AccessRecord::default());
+            writer.record(&AccessRecord::default());
         }
     }
 

@@ -8,7 +8,7 @@ use crate::text::Text;
 
 /// One call. Plain data of a fixed size. A text that is empty, and an option that is none, is not in the line; what a member
 /// means to who reads the lines is in `docs/access-records.md`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct AccessRecord {
     pub started_at: UnixTime,
     pub request_id: Text<64>,

@@ -53,7 +53,7 @@ fn give(writer: &mut AccessWriter, metrics: &AccessMetrics, from: u64, to: u64) 
     let before = metrics.written();
     for number in from..to {
         runtime.block_on(writer.room());
-        writer.record(record(number));
+        writer.record(&record(number));
     }
     let began = Instant::now();
     while metrics.written() < before + (to - from) {
@@ -165,7 +165,7 @@ fn a_folder_that_is_gone_for_a_while_costs_nothing() {
     let log = AccessLog::start(&settings(&path)).unwrap();
     let (metrics, mut writer) = (log.metrics(), log.writer());
     fs::remove_dir_all(&inner).unwrap();
-    writer.record(record(0));
+    writer.record(&record(0));
     writer.flush();
     let began = Instant::now();
     while metrics.write_errors() == 0 {
@@ -211,7 +211,7 @@ fn a_full_disk_is_waited_for_and_tears_no_line() {
     let began = Instant::now();
     while metrics.dropped() == 0 {
         assert!(began.elapsed() < LONG, "the queue is full");
-        writer.record(record(given));
+        writer.record(&record(given));
         given += 1;
     }
     assert!(metrics.write_errors() > 0 || metrics.written() < given);
@@ -238,7 +238,7 @@ fn a_disk_that_stays_full_does_not_hold_up_the_end() {
     let log = AccessLog::start(&settings(&path)).unwrap();
     let (metrics, mut writer) = (log.metrics(), log.writer());
     for number in 0..500 {
-        writer.record(record(number));
+        writer.record(&record(number));
     }
     drop(writer);
     shutdown(log, Duration::from_millis(50));

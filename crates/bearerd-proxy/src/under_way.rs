@@ -15,6 +15,7 @@ use crate::{
     caller::{CallerConnection, Taken},
     error::{Code, Fault},
     metrics::Origin,
+    names,
     places::Place,
     request_id::RequestId,
     route::Route,
@@ -142,7 +143,7 @@ impl UnderWay {
             call.worker.shard.refused(verdict);
             verdict.name()
         });
-        if let Some(id) = head.headers.get("x-transaction-id") {
+        if let Some(id) = head.headers.get(&names::X_TRANSACTION_ID) {
             call.record.transaction_id = Text::from_bytes(id.as_bytes());
         }
         call.origin = Some(Origin::Instance);
@@ -220,7 +221,8 @@ impl UnderWay {
     }
 
     fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.0.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let elapsed = self.0.begun.elapsed();
+        elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
     }
 }
 
@@ -228,7 +230,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let total_us = self.elapsed_us();
         let call = &mut *self.0;
-        let mut record = std::mem::take(&mut call.record);
+        let record = &mut call.record;
         record.total_us = total_us;
         record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
         record.caller_left = !call.whole && !call.cut;
