@@ -35,6 +35,7 @@ use crate::{
     address::{AddressKind, address_allowed},
     egress::{self, Egress, EgressError, EgressSettings, ProxyAddress},
     pem::{self, PairFault},
+    socket::Socket,
     stream::Stream,
 };
 
@@ -200,13 +201,14 @@ impl Connector {
                 None => self.dial_directly(to, &mut stage).await?,
                 Some(proxy) => self.dial_through(proxy, to, &mut stage).await?,
             };
+            let socket = Socket::Tcp(tcp);
             if !to.is_tls() {
-                return Ok(if http2 { Stream::PriorKnowledge(tcp) } else { Stream::Plain(tcp) });
+                return Ok(if http2 { Stream::PriorKnowledge(socket) } else { Stream::Plain(socket) });
             }
             stage = ConnectStage::Tls;
             let tls_error = |source| ConnectError::Tls { fault: TlsFault::of(&source), source };
             let name = server_name(to).map_err(tls_error)?;
-            let tls = tls.connect(name, tcp).await.map_err(tls_error)?;
+            let tls = tls.connect(name, socket).await.map_err(tls_error)?;
             Ok(Stream::Tls(Box::new(tls)))
         });
         dialled.await.unwrap_or(Err(ConnectError::TimedOut { stage, limit }))
@@ -716,7 +718,7 @@ mod tests {
         let ca = TestCa::new();
         let far = FarSide::tls(hello(), &ca.issue("127.0.0.1")).await;
         let mut stream = ca.connector().connect(&far.https()).await.unwrap();
-        assert!(stream.tcp().nodelay().unwrap());
+        assert!(matches!(stream.socket(), Socket::Tcp(tcp) if tcp.nodelay().unwrap()));
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();

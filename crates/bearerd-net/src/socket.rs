@@ -19,12 +19,15 @@ use serde::Deserialize;
 use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::{listen::ListenError, stream::delegate_io};
+use crate::{
+    listen::ListenError,
+    stream::{delegate_io, write_to_socket},
+};
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
 const BACKLOG: i32 = 4096;
 
-/// An accepted connection, before any handshake.
+/// A connection, before any handshake.
 #[derive(Debug)]
 pub enum Socket {
     Tcp(TcpStream),
@@ -364,7 +367,7 @@ fn in_use(path: &Path) -> ListenError {
     ListenError::AddressInUse { address: format!("unix:{}", path.display()) }
 }
 
-delegate_io!(Socket { Tcp, Unix });
+delegate_io!(Socket { Tcp, Unix }, write_to_socket);
 
 #[cfg(test)]
 mod tests {
