@@ -122,6 +122,19 @@ fn a_thousand_streams_never_get_each_others_answers_over_shared_connections() {
     expect_calls(&seen, "lost with a connection");
 }
 
+/// P-28: a connection to an instance is many callers', and one of them can leave without the others.
+#[test]
+fn who_leaves_a_shared_connection_breaks_no_one_elses_call() {
+    let attack = Attack::new("attack-shared-connections");
+    let key = attack.key("open", &json!("all"));
+    let origin = attack.free_address();
+    let running = attack.start("shared_connections.py", origin, &key, &[]);
+    attack.connect_over(true, "hr", origin, "hr-prod", TOKEN);
+    let seen = attack.seen(running, "shared_connections.py");
+    assert!(seen["counts"]["left"].as_u64() >= Some(1_000), "{seen}");
+    expect_calls(&seen, "answered");
+}
+
 /// A daemon under attack.
 struct Attack {
     daemon: Daemon,

@@ -53,6 +53,8 @@ pub(crate) struct Pool {
     idle: RefCell<Vec<Idle>>,
     /// Over HTTP/2, where the connector offers that.
     shared: RefCell<Vec<Rc<Shared>>>,
+    /// How many of those have been opened.
+    shared_opened: Cell<u64>,
     opening: Mutex<()>,
     idle_max: usize,
     used_at: Cell<u64>,
@@ -124,6 +126,7 @@ impl Pools {
             places: self.places.of(&upstream.instance),
             idle: RefCell::default(),
             shared: RefCell::default(),
+            shared_opened: Cell::new(0),
             opening: Mutex::default(),
             idle_max: self.idle_max,
             used_at: Cell::new(self.now.now()),
@@ -145,10 +148,9 @@ impl Pools {
         }
     }
 
-    /// As [`Self::take`], where connections can be shared. The first call opens one and the others wait for what that
-    /// brings, once: if it brings nothing to share, each opens its own.
+    /// As [`Self::take`], where connections can be shared. They are opened one at a time, and whoever waited for one looks
+    /// for room on it first. Where that brought nothing to share, each that waited opens its own.
     async fn take_shared(&self, pool: &Pool) -> Result<Taken, ConnectError> {
-        let mut waited = false;
         loop {
             let roomy = pool.shared.borrow().iter().find(|shared| shared.has_room()).cloned();
             if let Some(shared) = roomy {
@@ -158,17 +160,20 @@ impl Pools {
             if let Some(taken) = self.take_idle(pool).await {
                 return Ok(taken); // the instance did not agree to HTTP/2
             }
+            let opened = pool.shared_opened.get();
             let opening = pool.opening.try_lock();
-            if opening.is_err() && !waited {
+            if opening.is_err() {
                 drop(pool.opening.lock().await);
-                waited = true;
-                continue;
+                if pool.shared_opened.get() != opened {
+                    continue;
+                }
             }
             let taken = self.open(pool).await?;
             if let Way::Http2(shared) = &taken.way {
                 let mut pooled = pool.shared.borrow_mut();
                 pooled.retain(|shared| !shared.is_closed());
                 pooled.push(Rc::clone(shared));
+                pool.shared_opened.set(pool.shared_opened.get() + 1);
             }
             return Ok(taken);
         }

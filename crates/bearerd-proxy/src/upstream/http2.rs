@@ -2,8 +2,8 @@
 //! of the worker's own, which ends with the last call that holds the connection and the pool that offers it.
 
 use std::{
-    cell::Cell,
-    future::Future,
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -26,11 +26,17 @@ use crate::{
     upstream::answer::{AnswerHead, HeadFault},
 };
 
+type Driven = http2::Connection<TokioIo<Stream>, UpstreamBody, LocalExecutor>;
+
 /// A connection that calls share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     sender: http2::SendRequest<UpstreamBody>,
-    calls: Cell<u32>,
+    /// Says how many calls at once the instance admits.
+    connection: Rc<RefCell<Pin<Box<Driven>>>>,
+    calls: Cell<usize>,
+    /// Calls that were given up before their answer's end.
+    given_up: Cell<u32>,
     /// No further call is to go over it.
     retired: Cell<bool>,
     driver: AbortHandle,
@@ -49,23 +55,35 @@ impl Shared {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .initial_max_send_streams(CALLS_BEFORE_SETTINGS)
             .handshake(TokioIo::new(stream))
             .await?;
+        let connection = Rc::new(RefCell::new(Box::pin(connection)));
+        let polled = Rc::clone(&connection);
         let driver = spawn_local(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = poll_fn(|cx| polled.borrow_mut().as_mut().poll(cx)).await {
                 // Each call on it has been told already.
                 tracing::debug!(%error, "a connection to an instance ended");
             }
         });
-        Ok(Self { sender, calls: Cell::new(0), retired: Cell::new(false), driver: driver.abort_handle() })
+        Ok(Self {
+            sender,
+            connection,
+            calls: Cell::new(0),
+            given_up: Cell::new(0),
+            retired: Cell::new(false),
+            driver: driver.abort_handle(),
+        })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.retired.get() || self.sender.is_closed()
     }
 
+    /// A call more would not wait for another to end: one that waits is lost if the instance says GOAWAY meanwhile.
     pub(crate) fn has_room(&self) -> bool {
-        self.calls.get() < CALLS_MAX && !self.is_closed()
+        self.calls.get() < CALLS_MAX.min(self.connection.borrow().current_max_send_streams())
+            && !self.is_closed()
     }
 
     pub(crate) fn retire(&self) {
@@ -79,17 +97,28 @@ impl Shared {
     ) -> (Held, impl Future<Output = Result<Response<Incoming>, TrySendError<Request<UpstreamBody>>>> + use<>)
     {
         self.calls.set(self.calls.get() + 1);
-        (Held(Rc::clone(self)), self.sender.clone().try_send_request(request))
+        (Held { shared: Rc::clone(self), ended: false }, self.sender.clone().try_send_request(request))
     }
 }
 
 /// A call on a shared connection, for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Held(Rc<Shared>);
+pub(crate) struct Held {
+    shared: Rc<Shared>,
+    /// The answer has come to its end.
+    ended: bool,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get().saturating_sub(1));
+        let shared = &self.shared;
+        shared.calls.set(shared.calls.get().saturating_sub(1));
+        if !self.ended {
+            shared.given_up.set(shared.given_up.get() + 1);
+            if shared.given_up.get() >= GIVEN_UP_MAX {
+                shared.retire();
+            }
+        }
     }
 }
 
@@ -97,13 +126,13 @@ impl Drop for Held {
 #[derive(Debug)]
 pub(crate) struct Http2Stream {
     incoming: Incoming,
-    ended: bool,
-    _held: Held,
+    held: Held,
 }
 
 impl Http2Stream {
+    /// An answer of a stated length has ended with its last byte, also where the frame that says so is yet to come.
     pub(crate) fn is_ended(&self) -> bool {
-        self.ended
+        self.held.ended || self.length() == Some(0)
     }
 
     pub(crate) fn length(&self) -> Option<u64> {
@@ -116,11 +145,16 @@ impl Http2Stream {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => return Poll::Pending,
             };
-            self.ended = frame.is_none() || self.incoming.is_end_stream();
+            self.held.ended = frame.is_none() || self.incoming.is_end_stream();
             match frame {
                 // Trailers are dropped.
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
+                        if !self.held.ended && self.length() == Some(0) {
+                            // Nobody will ask for more; it may be at hand already.
+                            let end = Pin::new(&mut self.incoming).poll_frame(cx);
+                            self.held.ended = matches!(end, Poll::Ready(None));
+                        }
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                 }
@@ -134,7 +168,7 @@ impl Http2Stream {
 /// An answer, and how its body comes.
 pub(crate) fn taken_apart(
     answer: Response<Incoming>,
-    held: Held,
+    mut held: Held,
 ) -> Result<(AnswerHead, Http2Stream), HeadFault> {
     let (parts, incoming) = answer.into_parts();
     if parts.headers.get_all(http::header::CONTENT_LENGTH).iter().count() > 1 {
@@ -145,8 +179,8 @@ pub(crate) fn taken_apart(
     for name in gone {
         headers.remove(name);
     }
-    let ended = incoming.is_end_stream();
-    Ok((AnswerHead { status: parts.status, headers }, Http2Stream { incoming, ended, _held: held }))
+    held.ended = incoming.is_end_stream();
+    Ok((AnswerHead { status: parts.status, headers }, Http2Stream { incoming, held }))
 }
 
 /// Runs what hyper spawns on the worker's own thread.
@@ -163,8 +197,13 @@ where
     }
 }
 
-/// Calls at once on one connection; further ones open another. Where the instance admits fewer, they wait on it.
-const CALLS_MAX: u32 = 100;
+/// Calls at once on one connection, if the instance admits so many; further ones open another.
+const CALLS_MAX: usize = 100;
+/// Until the instance has said how many it admits.
+const CALLS_BEFORE_SETTINGS: usize = 10;
+/// Answers to calls that were given up may still arrive. h2 counts those that come late, and breaks the connection and
+/// every call on it at 1,024 over its life; before that, no further call goes over it.
+const GIVEN_UP_MAX: u32 = 500;
 /// What an instance may send of one answer before its caller has taken it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
