@@ -14,6 +14,7 @@ use http::HeaderMap;
 
 use crate::{
     error::{Code, Fault},
+    names,
     route::Route,
     settings::Limits,
     under_way::UnderWay,
@@ -217,7 +218,7 @@ pub(crate) fn named_connection<'a>(
     headers: &'a HeaderMap,
 ) -> Result<Option<&'a str>, Fault> {
     let mut named = route.connection;
-    for value in headers.get_all("connection-id") {
+    for value in headers.get_all(&names::CONNECTION_ID) {
         // What is no text is no id, and so names a connection that nobody has.
         let value = value.to_str().map_err(|_| unknown())?;
         if named.is_some_and(|earlier| earlier != value) {

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     error::{Code, Fault, Wanted},
+    names,
     upstream::AnswerHead,
 };
 
@@ -86,7 +87,7 @@ pub(crate) fn headers(mut passed: HeaderMap, base: Base<'_>, request_id: HeaderV
             base.rewrite_all(&mut passed, &name);
         }
     }
-    passed.insert("x-request-id", request_id);
+    passed.insert(&names::X_REQUEST_ID, request_id);
     passed
 }
 

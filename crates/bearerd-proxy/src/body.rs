@@ -153,6 +153,11 @@ impl CallerBody {
         self.0.waiting_since.get().is_some_and(|since| self.0.now.is_past(since, limit_ms))
     }
 
+    /// The instance asks for more, and the caller has not sent it.
+    pub(crate) fn waits_for_caller(&self) -> bool {
+        self.0.waiting_since.get().is_some()
+    }
+
     /// When the instance last took a chunk.
     pub(crate) fn progressed_at(&self) -> u64 {
         self.0.progressed_at.get()

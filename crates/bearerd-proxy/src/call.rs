@@ -30,6 +30,7 @@ use crate::{
     credentials,
     error::{Code, Fault, Wanted},
     head,
+    line_up::line_up,
     places::Full,
     pool::{Pool, Taken, Way},
     request_id::RequestId,
@@ -162,6 +163,7 @@ async fn answer(
     if let Some(body) = &body {
         under_way.carries(body.clone());
     }
+    line_up(&worker.shard).await; // before the call is judged, so that nothing lies between that and sending
     let (opening, token) =
         admitted(worker, asked, body.as_ref().map(|body| (body, stated)), under_way).await?;
     let view = opening.view;
@@ -181,6 +183,7 @@ async fn answer(
     };
     let (answer, stream, pool) = exchange(&outgoing, &view.id, token, under_way).await.map_err(concerned)?;
     under_way.answered(&answer);
+    line_up(&worker.shard).await;
     let checked = if route.family == Family::Table {
         answer_head::check_sense(&answer, head.wanted, head.method)
     } else {
@@ -548,7 +551,12 @@ impl Outgoing<'_> {
                 return Poll::Ready(Ok(answer));
             }
             let body = self.body.as_ref();
-            if body.is_some_and(|body| body.is_stalled(worker.limits.body_idle_ms)) {
+            let too_slow = |body: &CallerBody| {
+                body.is_stalled(worker.limits.body_idle_ms)
+                    // Little by little until the call's time is up.
+                    || (under_way.is_over() && body.waits_for_caller())
+            };
+            if body.is_some_and(too_slow) {
                 return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
             }
             let since = body.map_or(begun, |body| body.progressed_at().max(begun));

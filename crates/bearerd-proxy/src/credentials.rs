@@ -5,7 +5,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, header};
 use zeroize::Zeroizing;
 
-use crate::error::{Code, Fault};
+use crate::{
+    error::{Code, Fault},
+    names,
+};
 
 /// A key as sent: a piece of a header, or decoded from one.
 #[derive(Clone)]
@@ -28,7 +31,7 @@ pub(crate) fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Fault> {
     let mut found: Option<Presented<'_>> = None;
     let authorization =
         headers.get_all(header::AUTHORIZATION).iter().map(|value| authorization(value.as_bytes()));
-    let plain = PLAIN_HEADERS
+    let plain = [&names::X_API_KEY, &names::X_SN_APIKEY]
         .into_iter()
         .flat_map(|name| headers.get_all(name))
         .map(|value| Ok(Presented::Sent(value.as_bytes().trim_ascii())));
@@ -64,8 +67,6 @@ fn authorization(value: &[u8]) -> Result<Presented<'_>, Fault> {
     Ok(Presented::Decoded(Zeroizing::new(decoded[colon + 1..].to_vec())))
 }
 
-/// Headers that hold a key and nothing else.
-pub(crate) const PLAIN_HEADERS: [&str; 2] = ["x-api-key", "x-sn-apikey"];
 /// Room for a user name of 255 bytes beside the key.
 const BASIC_BYTES_MAX: usize = 512;
 

@@ -99,7 +99,9 @@ fn run_worker(
     stopped: watch::Receiver<Option<Duration>>,
     up: &mpsc::SyncSender<io::Result<()>>,
 ) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().event_interval(POLLS_PER_LOOK);
+    let runtime = match builder.build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return drop(up.send(Err(error))),
     };
@@ -114,3 +116,7 @@ fn run_worker(
         }
     });
 }
+
+/// Tasks that run before a worker looks for new events at the latest: as many as are usually ready at once, twice
+/// (`line_up`). Timers and new connections wait as long.
+const POLLS_PER_LOOK: u32 = 128;

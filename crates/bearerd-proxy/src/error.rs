@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 
-use crate::{body::AnswerBody, request_id::RequestId};
+use crate::{body::AnswerBody, names, request_id::RequestId};
 
 /// What went wrong, stable for callers: the value of `Bearerd-Error` and of `bearerd.code`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -403,7 +403,7 @@ impl Fault {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("bearerd-error", HeaderValue::from_static(self.code.name()));
-        headers.insert("x-request-id", request_id.into_value());
+        headers.insert(&names::X_REQUEST_ID, request_id.into_value());
         match self.code {
             Code::CallerKeyMissing | Code::CallerKeyInvalid | Code::CallerKeyExpired => {
                 let challenge = HeaderValue::from_static("Bearer realm=\"bearerd\"");

@@ -24,7 +24,9 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod head;
+mod line_up;
 mod metrics;
+mod names;
 mod places;
 mod pool;
 mod request_id;

@@ -54,7 +54,7 @@ impl Count {
         self.0.store(self.get().saturating_sub(1), Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

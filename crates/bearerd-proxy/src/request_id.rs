@@ -5,6 +5,8 @@ use std::cell::Cell;
 use bearerd_crypto::random_base62;
 use http::{HeaderMap, HeaderValue};
 
+use crate::names;
+
 /// 1 to 64 of `[A-Za-z0-9._-]`.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(HeaderValue);
@@ -44,7 +46,7 @@ impl RequestIds {
 
     /// The id of one call (P-23: what a caller sends reaches a log only if it is one harmless word).
     pub(crate) fn id_for(&self, headers: &HeaderMap) -> RequestId {
-        let mut given = headers.get_all("x-request-id").iter();
+        let mut given = headers.get_all(&names::X_REQUEST_ID).iter();
         match (given.next(), given.next()) {
             (Some(id), None) if is_harmless(id.as_bytes()) => RequestId(id.clone()),
             _ => self.make(),

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
-use crate::{body::AnswerBody, error::Code, request_id::RequestId};
+use crate::{body::AnswerBody, error::Code, names, request_id::RequestId};
 
 /// The path of the endpoint: ServiceNow's own.
 pub(crate) const PATH: &str = "/oauth_token.do";
@@ -198,7 +198,7 @@ fn respond(status: StatusCode, body: String, id: RequestId) -> Response<AnswerBo
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
-    headers.insert("x-request-id", id.into_value());
+    headers.insert(&names::X_REQUEST_ID, id.into_value());
     response
 }
 

@@ -5,7 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header, uri::PathAndQuery};
 
-use crate::{error::Fault, route::Route};
+use crate::{error::Fault, names, route::Route};
 
 /// The path at the instance, with the query's bytes as sent (P-12), or with `query` where a record rule made one.
 pub(crate) fn target(sent: &PathAndQuery, route: &Route<'_>, query: Option<&str>) -> PathAndQuery {
@@ -151,7 +151,7 @@ fn passes(name: &str) -> bool {
 
 /// `00-{32 hex}-{16 hex}-{2 hex}` (W3C Trace Context §3.2.2), exactly one.
 pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let mut values = headers.get_all("traceparent").iter();
+    let mut values = headers.get_all(&names::TRACEPARENT).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let mut parts = value.as_bytes().split(|byte| *byte == b'-');
     let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');

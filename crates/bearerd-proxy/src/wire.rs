@@ -3,8 +3,6 @@
 //! `chunked` (dropped too), a `#` in the request target (cut off in silence), and what stands around the data of chunks.
 //! Purely an observer: it follows the framing of each request and never changes a byte.
 
-use std::io::BufRead;
-
 /// What is wrong with a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WireFault {
@@ -91,10 +89,10 @@ impl Scanner {
     }
 
     fn take_line(&mut self, bytes: &mut &[u8]) {
-        let whole = *bytes;
-        let len = bytes.skip_until(b'\n').unwrap_or(whole.len());
-        let (line, _) = whole.split_at(len);
-        if line.last() != Some(&b'\n') {
+        let end = memchr::memchr(b'\n', bytes);
+        let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+        *bytes = rest;
+        if end.is_none() {
             // The parser's own buffer is smaller than this: it has refused such a line already.
             if self.partial.len() + line.len() > LINE_BYTES_MAX {
                 self.over();
@@ -102,10 +100,10 @@ impl Scanner {
                 self.partial.extend_from_slice(line);
             }
         } else if self.partial.is_empty() {
-            self.line(&line[..len - 1]);
+            self.line(&line[..line.len() - 1]);
         } else {
             let mut joined = std::mem::take(&mut self.partial);
-            joined.extend_from_slice(&line[..len - 1]);
+            joined.extend_from_slice(&line[..line.len() - 1]);
             self.line(&joined);
         }
     }

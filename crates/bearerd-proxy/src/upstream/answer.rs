@@ -1,7 +1,7 @@
 //! The head of an instance's answer, read strictly (RFC 9112 §4, §6.3): an answer whose framing is in doubt could hide a
 //! second one (P-05). What must not reach the caller is not even kept. No I/O.
 
-use std::{io::BufRead, mem::MaybeUninit};
+use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -178,15 +178,8 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// The parser forgives a bare LF.
-fn lines_end_in_crlf(mut head: &[u8]) -> bool {
-    while !head.is_empty() {
-        let whole = head;
-        let len = head.skip_until(b'\n').unwrap_or(whole.len());
-        if !whole[..len].ends_with(b"\r\n") {
-            return false;
-        }
-    }
-    true
+fn lines_end_in_crlf(head: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', head).all(|end| head[..end].ends_with(b"\r"))
 }
 
 /// Real answers carry some thirty.

@@ -212,9 +212,15 @@ impl Sending {
     }
 
     fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let parts = [IoSlice::new(&self.frame), IoSlice::new(&self.data), IoSlice::new(self.tail)];
-        let first = usize::from(self.frame.is_empty());
-        let written = ready!(Pin::new(stream).poll_write_vectored(cx, &parts[first..]))?;
+        let written = if self.begun {
+            let parts = [IoSlice::new(&self.frame), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+            let first = usize::from(self.frame.is_empty());
+            ready!(Pin::new(stream).poll_write_vectored(cx, &parts[first..]))?
+        } else {
+            // The head alone: nothing of the body is asked for before it is written.
+            let first = self.frame.len().min(FIRST_WRITE_BYTES_MAX);
+            ready!(Pin::new(stream).poll_write(cx, &self.frame[..first]))?
+        };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
@@ -374,6 +380,9 @@ fn push_hex(into: &mut BytesMut, number: usize) {
     }
 }
 
+/// The first write is one TLS record at most (RFC 8446 §5.1). Where it fails, the record did not go out whole, and the
+/// instance can read nothing of it: the request can go elsewhere (P-28).
+const FIRST_WRITE_BYTES_MAX: usize = 16 * 1024;
 /// Heads of answers are a few hundred bytes, and small answers come with theirs.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// What is read at once, and so the most that is held of a body: a TLS record.
