@@ -6,12 +6,13 @@ import pathlib
 import shlex
 import sys
 
-from . import BenchError, deployment, machine, memory, rates, report, rounds
+from . import BenchError, deployment, machine, memory, rates, report, rounds, turns
 from .deployment import Bench
+from .load import COUNTED_BY_BYTES
 from .origin import SIZES
 from .rounds import Cell
 
-PARTS = ("matrix", "rate", "workers", "memory")
+PARTS = ("cpu", "matrix", "rate", "workers", "memory")
 CALLERS = ("clear", "tls")
 CONNECTIONS = (1, 64, 1000)
 #: The yardstick of the project: what is measured when nothing is chosen.
@@ -51,6 +52,9 @@ def measure(arguments: argparse.Namespace, bench: Bench) -> dict:
     if not bench.keeps_records:
         results["skipped"].append("access records: this binary has no settings [access]")
     chosen = cells(arguments)
+    if "cpu" in arguments.parts:
+        small = [cell for cell in chosen if SIZES[cell.size] < COUNTED_BY_BYTES]
+        results["turns"] = [turns.run(bench, cell, arguments.laps) for cell in small]
     if "matrix" in arguments.parts:
         results["cells"] = [rounds.run(bench, cell, arguments.rounds, arguments.seconds) for cell in chosen]
     if {"rate", "workers"} & set(arguments.parts):
@@ -116,12 +120,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/bench/run",
         description="Measures bearerd beside nginx and HAProxy, which do the same work, on this machine. Without a "
-        "choice: 1 KiB, callers in clear text, 64 connections, then latency at a fixed rate, two workers, and memory.",
+        "choice: 1 KiB, callers in clear text, 64 connections: CPU in short turns, rounds; then latency at a fixed rate, two workers, and memory.",
         epilog="docs/performance.md says what each figure means. Leave the machine alone while it runs.",
     )
     parser.add_argument("--binary", default="target/dist/bearerd", help="what to measure (default: %(default)s)")
     parser.add_argument("--rounds", type=positive, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--seconds", type=positive, default=4, help="length of a proxy's turn (default: %(default)s)")
+    parser.add_argument("--laps", type=positive, default=300, help="short turns for CPU (default: %(default)s)")
     parser.add_argument("--size", type=listed(str, tuple(SIZES)), default=("1k",), help="answers: 1k,64k,10m")
     parser.add_argument("--callers", type=listed(str, CALLERS), default=("clear",), help="clear,tls")
     parser.add_argument("--connections", type=listed(positive, ()), default=(64,), help="such as 1,64,1000")
@@ -135,4 +140,5 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds = arguments.seconds = 1
+        arguments.laps = 5
     return arguments

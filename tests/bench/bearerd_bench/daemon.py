@@ -226,15 +226,17 @@ def explaining(daemon: Bearerd) -> Iterator[None]:
         raise BenchError(f"{error}; bearerd made {made or 'no errors'}") from error
 
 
+def calls(daemon: Bearerd) -> int:
+    """Calls that have ended, by the metrics."""
+    series = daemon.installation.metrics()
+    return int(sum(v for k, v in series.items() if k.startswith("bearerd_proxy_requests_total{")))
+
+
 def check_counts(daemon: Bearerd, answered: int) -> None:
     """Every answered call is in the metrics, and everything in the metrics is an access record."""
 
-    def counted() -> int:
-        series = daemon.installation.metrics()
-        return int(sum(v for k, v in series.items() if k.startswith("bearerd_proxy_requests_total{")))
-
-    if counted() < answered:
-        raise BenchError(f"{answered} calls were answered, but the metrics show {counted()}")
+    if calls(daemon) < answered:
+        raise BenchError(f"{answered} calls were answered, but the metrics show {calls(daemon)}")
     if not daemon.keeps_records:
         return
 
@@ -245,8 +247,7 @@ def check_counts(daemon: Bearerd, answered: int) -> None:
         return written + int(dropped)
 
     what = "writing one access record for each call that the metrics show"
-    daemon.proxy.process.wait_for(lambda: recorded() == counted(), what)
-
+    daemon.proxy.process.wait_for(lambda: recorded() == calls(daemon), what)
 
 
 def _detail(problem: str) -> str:

@@ -70,13 +70,15 @@ def all_proxies(bench: Bench, tls: bool = False) -> Iterator[Deployment]:
 
 
 @contextlib.contextmanager
-def bearerd_alone(bench: Bench, workers: int = 1, uploads_port: int | None = None) -> Iterator[tuple[Origin, Bearerd]]:
+def bearerd_alone(
+    bench: Bench, workers: int = 1, uploads_port: int | None = None, tls: bool = False
+) -> Iterator[tuple[Origin, Bearerd]]:
     """Origin and bearerd."""
     with contextlib.ExitStack() as held:
         place = held.enter_context(folder(bench))
         [port] = free_ports(1)
         far = held.enter_context(origin.serving(place, bench.certificates, port, uploads_port))
         ours = daemon.bearerd(
-            bench.binary, place, bench.certificates, far, workers=workers, known=bench.known
+            bench.binary, place, bench.certificates, far, workers=workers, tls=tls, known=bench.known
         )
         yield far, held.enter_context(ours)

@@ -110,17 +110,10 @@ def check(proxy: Proxy, path: str, body_bytes: int) -> Answer:
 
 def closed_loop(proxy: Proxy, path: str, size: str, answer: Answer, connections: int, seconds: int) -> dict:
     """What wrk saw: each connection asks again as soon as it is answered. Fails on any error."""
-    command = [
-        "wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s",
-        "--timeout", f"{ANSWER_WAIT_S}s", "--header", f"X-API-Key: {proxy.caller_key}",
-        "--script", str(HERE / "closed_loop.lua"), proxy.url(path),
-    ]  # fmt: skip
-    done = _run(command, seconds + ANSWER_WAIT_S)
+    done = _run(wrk(proxy, path, connections, seconds), seconds + ANSWER_WAIT_S)
     proxy.process.check()
-    seen = json.loads(done.splitlines()[-1])
-    errors = {name: seen[name] for name in ERRORS if seen[name]}
-    if errors:
-        raise BenchError(f"{proxy.name}, {path}, {connections} connections: {errors} beside {seen['requests']} answers")
+    seen = counts(done)
+    check_errors(proxy, seen)
     requests = seen["requests"]
     # The end of the run cuts at most one answer of each connection.
     at_least, at_most = requests * answer.total_bytes, (requests + connections) * answer.total_bytes
@@ -135,6 +128,27 @@ def closed_loop(proxy: Proxy, path: str, size: str, answer: Answer, connections:
         "p50_us": seen["p50_us"],
         "p99_us": seen["p99_us"],
     }
+
+
+def wrk(proxy: Proxy, path: str, connections: int, seconds: int) -> list[str]:
+    """The command whose last line [`counts`] reads."""
+    return [
+        "wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s",
+        "--timeout", f"{ANSWER_WAIT_S}s", "--header", f"X-API-Key: {proxy.caller_key}",
+        "--script", str(HERE / "closed_loop.lua"), proxy.url(path),
+    ]  # fmt: skip
+
+
+def counts(said: str) -> dict:
+    """What wrk counted."""
+    return json.loads(said.splitlines()[-1])
+
+
+def check_errors(proxy: Proxy, seen: dict) -> None:
+    """Every request was answered, and with 200."""
+    errors = {name: seen[name] for name in ERRORS if seen[name]}
+    if errors:
+        raise BenchError(f"{proxy.name}: {errors} beside {seen['requests']} answers")
 
 
 def fixed_rate(proxy: Proxy, path: str, rate: int, connections: int, seconds: int) -> dict:

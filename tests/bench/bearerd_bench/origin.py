@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from . import nginx
 from .certificates import Certificates
+from .machine import free_ports
 from .processes import Process
 
 #: What every proxy puts into `Authorization`; any other is answered 401.
@@ -32,6 +33,8 @@ ATTACHMENT_BYTES = 1024**3
 class Origin:
     process: Process
     port: int
+    #: Where it says how much it has answered, in clear text.
+    status_port: int
     #: Folder of what it serves.
     site: pathlib.Path
 
@@ -49,8 +52,10 @@ def serving(
     site = folder / "site"
     for size in SIZES:
         write_answer(site, size)
-    with nginx.serving("origin", folder, port, http_block(site, certificates, port, uploads_port)) as process:
-        yield Origin(process, port, site)
+    [status_port] = free_ports(1)
+    http = http_block(site, certificates, port, uploads_port) + status_block(status_port)
+    with nginx.serving("origin", folder, port, http) as process:
+        yield Origin(process, port, status_port, site)
 
 
 def write_answer(site: pathlib.Path, size: str) -> None:
@@ -88,6 +93,11 @@ def http_block(site: pathlib.Path, certificates: Certificates, port: int, upload
     location = /api/now/table/sys_user {{ return 200 '{user}'; }}
     location /api/now/ {{ }}{uploads}
   }}"""
+
+
+def status_block(port: int) -> str:
+    return f"""
+  server {{ listen 127.0.0.1:{port}; location / {{ stub_status; }} }}"""
 
 
 @contextlib.contextmanager

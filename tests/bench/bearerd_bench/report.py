@@ -1,12 +1,15 @@
 """Tables of what was measured, as text or as Markdown."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from .deployment import PAIR
 
 YARDSTICK, AGAIN = PAIR
+#: With fewer there is no interval that holds the median with 95 %.
+LAPS_MIN = 6
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -38,6 +41,8 @@ class Table:
 def tables(results: dict) -> list[Table]:
     """Everything that a run measured."""
     made = []
+    for measured in results.get("turns", []):
+        made += turns_tables(measured)
     for cell in results.get("cells", []):
         made += rounds_tables(cell["title"], cell, cell["peak_rss_mib"])
     if rate := results.get("rate"):
@@ -52,6 +57,51 @@ def tables(results: dict) -> list[Table]:
         rows = [[way, f"{attachments[f'{way}_bytes'] / MIB:.1f}"] for way in ("download", "upload")]
         made.append(Table("What an attachment of 1 GiB adds to resident memory at most", ["direction", "MiB"], rows))
     return made
+
+
+def turns_tables(measured: dict) -> list[Table]:
+    """CPU per request, and how sure the ratios are."""
+    turns = measured["turns"]
+    laps = len(turns[YARDSTICK])
+    title = f"{measured['title']}; {laps} turns of {measured['turn_s'] * 1000:.0f} ms each"
+    rows = [
+        [name, str(sum(turn["requests"] for turn in seen)), f"{_median(seen, 'cpu_us'):.1f}"]
+        + [f"{measured['system_us'][name]:.1f}"]
+        for name, seen in turns.items()
+    ]
+    compared = [
+        [f"{YARDSTICK} / {name}" if name != AGAIN else f"{YARDSTICK} / {AGAIN} (noise)", *_certainty(turns, name)]
+        for name in turns
+        if name != YARDSTICK
+    ]
+    return [
+        Table(f"CPU, {title}", ["proxy", "requests", "CPU µs/request", "of it kernel"], rows),
+        Table(
+            f"CPU, {title}: ratios of each lap, over 1: it costs less than {YARDSTICK}",
+            ["ratio", "median", "95 % interval of the median", "middle half of the laps"],
+            compared,
+        ),
+    ]
+
+
+def _certainty(turns: dict, name: str) -> list[str]:
+    ratios = sorted(a["cpu_us"] / b["cpu_us"] for a, b in zip(turns[YARDSTICK], turns[name], strict=True))
+    low, high = median_interval(ratios)
+    quarters = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return [
+        f"{statistics.median(ratios):.3f}",
+        f"{low:.3f}–{high:.3f}" if len(ratios) >= LAPS_MIN else "-",
+        f"{quarters[0]:.2f}–{quarters[2]:.2f}",
+    ]
+
+
+def median_interval(ordered: Sequence[float]) -> tuple[float, float]:
+    """Between which of the values, in order, the median lies with 95 %: by ranks, whatever their distribution."""
+    count = len(ordered)
+    off = 1.96 * math.sqrt(count) / 2
+    high = math.ceil(count / 2 + off)
+    low = count - 1 - high
+    return ordered[max(low, 0)], ordered[min(high, count - 1)]
 
 
 def rounds_tables(title: str, measured: dict, peaks: dict | None) -> list[Table]:
