@@ -174,8 +174,20 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`]; the server has not seen a byte of any request.
     pub async fn connect(&self, to: &InstanceOrigin) -> Result<Stream, ConnectError> {
+        self.connect_limited(to, Duration::MAX).await
+    }
+
+    /// [`Self::connect`], under the smaller of its own limit and `limit`.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`].
+    pub async fn connect_limited(
+        &self,
+        to: &InstanceOrigin,
+        limit: Duration,
+    ) -> Result<Stream, ConnectError> {
         let Inner { tls, http2, shared, .. } = &*self.0;
-        self.connect_within(to, shared.egress.connect_timeout, tls, *http2).await
+        self.connect_within(to, limit.min(shared.egress.connect_timeout), tls, *http2).await
     }
 
     /// [`Self::connect`], for HTTP/1.1 alone, under the smaller of its own limit and `limit`.
@@ -739,11 +751,16 @@ mod tests {
     async fn a_handshake_that_never_ends_is_timed_out() {
         let ca = TestCa::new();
         let far = FarSide::tls(Script::Stuck, &ca.issue("127.0.0.1")).await;
-        let error = ca.connector().connect(&far.https()).await.unwrap_err();
-        assert!(matches!(
-            error,
-            ConnectError::TimedOut { stage: ConnectStage::Tls, limit } if limit == Duration::from_secs(10)
-        ));
+        // The connector's own limit is ten seconds.
+        for (given_s, expected_s) in [(60, 10), (2, 2)] {
+            let given = Duration::from_secs(given_s);
+            let error = ca.connector().connect_limited(&far.https(), given).await.unwrap_err();
+            assert!(matches!(
+                error,
+                ConnectError::TimedOut { stage: ConnectStage::Tls, limit }
+                    if limit == Duration::from_secs(expected_s)
+            ));
+        }
     }
 
     /// P-14: a name that leads inside is refused, whatever it said the last time; a mixed answer keeps its public part.

@@ -429,9 +429,10 @@ struct OneAttempt {
 async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay) -> Result<Answered, Fault> {
     let OneAttempt { pool, bearer, mut body, length } = attempt;
     loop {
-        let Taken { way, is_reused } = outgoing.worker.pools.take(&pool).await.map_err(|error| {
-            Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
-        })?;
+        let Taken { way, is_reused } =
+            outgoing.worker.pools.take(&pool, outgoing.family.connect).await.map_err(|error| {
+                Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
+            })?;
         let outcome = match way {
             Way::Http1(connection) => {
                 let ours = Ours { host: &pool.host, bearer: &bearer, length };

@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bearerd_model::InstanceOrigin;
@@ -136,21 +137,21 @@ impl Pools {
         pool
     }
 
-    /// A connection that nothing is under way on: idle, or new.
-    pub(crate) async fn take(&self, pool: &Pool) -> Result<Taken, ConnectError> {
+    /// A connection that nothing is under way on: idle, or new, within `limit`.
+    pub(crate) async fn take(&self, pool: &Pool, limit: Duration) -> Result<Taken, ConnectError> {
         pool.used_at.set(self.now.now());
         if pool.connector.http2() {
-            return self.take_shared(pool).await;
+            return self.take_shared(pool, limit).await;
         }
         match self.take_idle(pool).await {
             Some(taken) => Ok(taken),
-            None => self.open(pool).await,
+            None => self.open(pool, limit).await,
         }
     }
 
     /// As [`Self::take`], where connections can be shared. They are opened one at a time, and whoever waited for one looks
     /// for room on it first. Where that brought nothing to share, each that waited opens its own.
-    async fn take_shared(&self, pool: &Pool) -> Result<Taken, ConnectError> {
+    async fn take_shared(&self, pool: &Pool, limit: Duration) -> Result<Taken, ConnectError> {
         loop {
             let roomy = pool.shared.borrow().iter().find(|shared| shared.has_room()).cloned();
             if let Some(shared) = roomy {
@@ -168,7 +169,7 @@ impl Pools {
                     continue;
                 }
             }
-            let taken = self.open(pool).await?;
+            let taken = self.open(pool, limit).await?;
             if let Way::Http2(shared) = &taken.way {
                 let mut pooled = pool.shared.borrow_mut();
                 pooled.retain(|shared| !shared.is_closed());
@@ -185,8 +186,8 @@ impl Pools {
         Some(Taken { way: Way::Http1(connection), is_reused: true })
     }
 
-    async fn open(&self, pool: &Pool) -> Result<Taken, ConnectError> {
-        let stream = pool.connector.connect(&pool.instance).await?;
+    async fn open(&self, pool: &Pool, limit: Duration) -> Result<Taken, ConnectError> {
+        let stream = pool.connector.connect_limited(&pool.instance, limit).await?;
         self.shard.upstream_opened.add_one();
         let way = if stream.negotiated_h2() {
             let shared = Shared::begin(stream).await.map_err(|_| ConnectError::ClosedEarly)?;

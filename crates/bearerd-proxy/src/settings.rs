@@ -78,6 +78,8 @@ pub struct ProxySettings {
 pub struct FamilySettings {
     /// Bytes of a request body. 1 KiB to 1 TiB.
     pub body_bytes_max: u64,
+    /// Until there is a connection to the instance, where a call needs a new one; `egress.connect_timeout_s` holds besides. 1 to 60.
+    pub connect_timeout_s: u64,
     /// From the last byte of a request to the first byte of the instance's answer. 1 to 3600.
     pub first_byte_timeout_s: u64,
     /// From the first byte of a request to the last byte of the answer. 1 to 86400.
@@ -89,6 +91,7 @@ pub struct FamilySettings {
 #[serde(deny_unknown_fields)]
 struct GivenFamilySettings {
     body_bytes_max: Option<u64>,
+    connect_timeout_s: Option<u64>,
     first_byte_timeout_s: Option<u64>,
     total_timeout_s: Option<u64>,
 }
@@ -102,13 +105,14 @@ impl FamilySettings {
 
     const fn new(body_bytes_max: u64, total_timeout_s: u64) -> Self {
         // ServiceNow cuts calls of its own accord after 60 s, its load balancers after five minutes.
-        Self { body_bytes_max, first_byte_timeout_s: 60, total_timeout_s }
+        Self { body_bytes_max, connect_timeout_s: 60, first_byte_timeout_s: 60, total_timeout_s }
     }
 
     fn over<'de, D: Deserializer<'de>>(self, given: D) -> Result<Self, D::Error> {
         let given = GivenFamilySettings::deserialize(given)?;
         Ok(Self {
             body_bytes_max: given.body_bytes_max.unwrap_or(self.body_bytes_max),
+            connect_timeout_s: given.connect_timeout_s.unwrap_or(self.connect_timeout_s),
             first_byte_timeout_s: given.first_byte_timeout_s.unwrap_or(self.first_byte_timeout_s),
             total_timeout_s: given.total_timeout_s.unwrap_or(self.total_timeout_s),
         })
@@ -134,12 +138,14 @@ impl FamilySettings {
         Self::OTHER.over(given)
     }
 
-    fn limits(&self, names: [&'static str; 3]) -> Result<FamilyLimits, ProxySettingsError> {
+    fn limits(&self, names: [&'static str; 4]) -> Result<FamilyLimits, ProxySettingsError> {
         range(names[0], self.body_bytes_max, 1 << 10, 1 << 40)?;
-        range(names[1], self.first_byte_timeout_s, 1, 3_600)?;
-        range(names[2], self.total_timeout_s, 1, 86_400)?;
+        range(names[1], self.connect_timeout_s, 1, 60)?;
+        range(names[2], self.first_byte_timeout_s, 1, 3_600)?;
+        range(names[3], self.total_timeout_s, 1, 86_400)?;
         Ok(FamilyLimits {
             body_bytes_max: self.body_bytes_max,
+            connect: Duration::from_secs(self.connect_timeout_s),
             first_byte_ms: self.first_byte_timeout_s * 1_000,
             total_ms: self.total_timeout_s * 1_000,
         })
@@ -267,26 +273,31 @@ impl ProxySettings {
             },
             table: self.table.limits([
                 "table.body_bytes_max",
+                "table.connect_timeout_s",
                 "table.first_byte_timeout_s",
                 "table.total_timeout_s",
             ])?,
             stats: self.stats.limits([
                 "stats.body_bytes_max",
+                "stats.connect_timeout_s",
                 "stats.first_byte_timeout_s",
                 "stats.total_timeout_s",
             ])?,
             attachment: self.attachment.limits([
                 "attachment.body_bytes_max",
+                "attachment.connect_timeout_s",
                 "attachment.first_byte_timeout_s",
                 "attachment.total_timeout_s",
             ])?,
             import: self.import.limits([
                 "import.body_bytes_max",
+                "import.connect_timeout_s",
                 "import.first_byte_timeout_s",
                 "import.total_timeout_s",
             ])?,
             other: self.other.limits([
                 "other.body_bytes_max",
+                "other.connect_timeout_s",
                 "other.first_byte_timeout_s",
                 "other.total_timeout_s",
             ])?,
@@ -324,6 +335,7 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FamilyLimits {
     pub(crate) body_bytes_max: u64,
+    pub(crate) connect: Duration,
     pub(crate) first_byte_ms: u64,
     pub(crate) total_ms: u64,
 }
@@ -385,6 +397,9 @@ mod tests {
         settings.table.first_byte_timeout_s = 0;
         let said = settings.check().unwrap_err().to_string();
         assert_eq!(said, "proxy.table.first_byte_timeout_s is 0, it must be between 1 and 3600");
+        settings.table.connect_timeout_s = 61;
+        let said = settings.check().unwrap_err().to_string();
+        assert_eq!(said, "proxy.table.connect_timeout_s is 61, it must be between 1 and 60");
         // What is not given is the family's own default.
         let settings = toml::from_str::<ProxySettings>("[attachment]\ntotal_timeout_s = 9").unwrap();
         assert_eq!((settings.attachment.total_timeout_s, settings.attachment.body_bytes_max), (9, 1 << 30));
