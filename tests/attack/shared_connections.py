@@ -19,8 +19,8 @@ LEFT = 1500
 AT_ONCE = 100  # calls of one caller, and streams that the instance admits
 CALLERS = 4
 ANSWER_S, LONG_S = 0.1, 8
-# For each of bearerd's workers some hundreds of calls; with one for each call it would be hundreds.
-CONNECTIONS_MAX = 40
+# Of two workers, until the instance has said how many streams it admits; with one for each call it would be 400.
+CONNECTIONS_MAX = 100
 
 
 class Deaf(origin_h2.Http2OriginConnection):

@@ -32,8 +32,8 @@ type Driven = http2::Connection<TokioIo<Stream>, UpstreamBody, LocalExecutor>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     sender: http2::SendRequest<UpstreamBody>,
-    /// Says how many calls at once the instance admits.
-    connection: Rc<RefCell<Pin<Box<Driven>>>>,
+    /// Says how many calls at once the instance admits; `None` once it has ended.
+    connection: Rc<RefCell<Option<Pin<Box<Driven>>>>>,
     calls: Cell<usize>,
     /// Calls that were given up before their answer's end.
     given_up: Cell<u32>,
@@ -58,21 +58,28 @@ impl Shared {
             .initial_max_send_streams(CALLS_BEFORE_SETTINGS)
             .handshake(TokioIo::new(stream))
             .await?;
-        let connection = Rc::new(RefCell::new(Box::pin(connection)));
-        let polled = Rc::clone(&connection);
+        let connection = Rc::new(RefCell::new(Some(Box::pin(connection))));
+        let alive = Rc::clone(&connection);
         let driver = spawn_local(async move {
-            if let Err(error) = poll_fn(|cx| polled.borrow_mut().as_mut().poll(cx)).await {
-                // Each call on it has been told already.
+            let ended = poll_fn(|cx| match &mut *alive.borrow_mut() {
+                Some(connection) => connection.as_mut().poll(cx),
+                None => Poll::Ready(Ok(())),
+            });
+            let ended = ended.await;
+            // What waits in it is told by that.
+            drop(alive.take());
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection to an instance ended");
             }
-        });
+        })
+        .abort_handle();
         Ok(Self {
             sender,
             connection,
             calls: Cell::new(0),
             given_up: Cell::new(0),
             retired: Cell::new(false),
-            driver: driver.abort_handle(),
+            driver,
         })
     }
 
@@ -82,8 +89,8 @@ impl Shared {
 
     /// A call more would not wait for another to end: one that waits is lost if the instance says GOAWAY meanwhile.
     pub(crate) fn has_room(&self) -> bool {
-        self.calls.get() < CALLS_MAX.min(self.connection.borrow().current_max_send_streams())
-            && !self.is_closed()
+        let admitted = self.connection.borrow().as_ref().map_or(0, |live| live.current_max_send_streams());
+        self.calls.get() < CALLS_MAX.min(admitted) && !self.is_closed()
     }
 
     pub(crate) fn retire(&self) {
