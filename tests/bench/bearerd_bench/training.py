@@ -44,19 +44,23 @@ def train(bench: Bench, tls: bool) -> None:
             path = origin.path(size)
             answer = load.check(ours.proxy, path, SIZES[size])
             load.closed_loop(ours.proxy, path, size, answer, CONNECTIONS, seconds)
-        without = ours.installation.open_attachments()
-        if without:
-            raise BenchError(without)
-        small_calls(ours.proxy)
+        refused = ours.installation.open_attachments()
+        if refused is not None:
+            raise BenchError(refused)
+        upload_and_be_refused(ours.proxy)
 
 
-def small_calls(proxy: Proxy) -> None:
-    path = f"/api/now/attachment/file?table_name=incident&table_sys_id={'b' * 32}&file_name=x"
+def upload_and_be_refused(proxy: Proxy) -> None:
+    """Fails if an upload does not arrive, or if a table is open that no policy opens."""
+    upload = f"/api/now/attachment/file?table_name=incident&table_sys_id={'b' * 32}&file_name=x"
     with load.Caller(proxy) as caller:
-        proxy.process.wait_for(lambda: caller.post(path, 1).status == 201, "taking an attachment")
+        proxy.process.wait_for(lambda: caller.post(upload, 1).status == 201, "taking an attachment")
         for _ in range(UPLOADS):
-            caller.post(path, UPLOAD_BYTES)
+            expect(proxy, caller.post(upload, UPLOAD_BYTES), 201)
         for _ in range(REFUSALS):
-            caller.get("/api/now/table/sys_user")
+            expect(proxy, caller.get("/api/now/table/sys_user"), 403)
 
 
+def expect(proxy: Proxy, answer: load.Answer, status: int) -> None:
+    if answer.status != status:
+        raise BenchError(f"{proxy.name} answered {answer.status}, not {status}: {answer.head!r}")

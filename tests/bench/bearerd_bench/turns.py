@@ -22,6 +22,7 @@ from .rounds import Cell, Progress
 TURN_S = 0.1
 #: What was asked before a stop is answered when the origin's count stands still for so long.
 SETTLE_S = 0.01
+SETTLE_MAX_S = 30
 #: After the last turns: what was put off.
 REST_S = 0.5
 WARM_UP_S = 1.0
@@ -79,12 +80,13 @@ def _turn(deployment: Deployment, proxy: Proxy, caller: subprocess.Popen) -> int
     caller.send_signal(signal.SIGSTOP)
     # Each look is a request too.
     looks, now = 1, _served(deployment)
-    while True:
+    earlier = 0
+    while now != earlier + 1:
+        if looks * SETTLE_S > SETTLE_MAX_S:
+            raise BenchError(f"{proxy.name}: calls go on after its turn")
         time.sleep(SETTLE_S)
         earlier, now = now, _served(deployment)
         looks += 1
-        if now == earlier + 1:
-            break
     proxy.process.check()
     requests = now - served - looks
     if caller.poll() is not None or requests < 1:
