@@ -83,6 +83,8 @@ async def leave(judge, connection, stream):
             judge.find(f"a hostile request was answered {status.decode()}", stream, repr(rest[:300]))
         elif status < b"4":
             judge.find("accepted what must be refused", stream, repr(rest[:300]))
+    if rest.count(b"\r\nbearerd-error: ") < len(re.findall(rb"HTTP/1\.[01] [45][0-9]{2} ", rest)):
+        judge.find("an error that is not bearerd's", stream, repr(rest[:300]))
     if rest and not rest.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
         raise BadAnswer(repr(rest[:200]))
     return False

@@ -93,6 +93,7 @@ shapes("stripped", GOOD, {
     "cookies": get(b"Cookie: JSESSIONID=x", b"Cookie2: y"),
     "user token": get(b"X-UserToken: z"),
     "proxy headers": get(b"Proxy-Authorization: Basic eDp5", b"Proxy-Connection: keep-alive", b"Proxy: http://evil"),
+    "credentials of others": get(b"X-Auth-Token: t", b"Api-Key: k", b"X-Authorization: Bearer t", b"DPoP: p", b"X-Remote-User: admin", b"X-SSL-Client-Cert: c", b"X-CSRF-Token: t", b"X-Session-Id: s"),
     "forwarding": get(b"Forwarded: for=1.2.3.4;host=evil", b"X-Forwarded-For: 1", b"X-Forwarded-Host: evil", b"X-Forwarded-Proto: https", b"X-Real-IP: 1", b"Via: 1.1 evil"),
     "method override": post(b"X-HTTP-Method-Override: DELETE", b"X-HTTP-Method: DELETE", b"X-Method-Override: DELETE", b"Content-Length: 0"),
     "path override": get(b"X-Original-URL: /login.do", b"X-Rewrite-URL: /login.do"),

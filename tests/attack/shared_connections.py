@@ -19,8 +19,8 @@ LEFT = 1500
 AT_ONCE = 100  # calls of one caller, and streams that the instance admits
 CALLERS = 4
 ANSWER_S, LONG_S = 0.1, 8
-# Of two workers, until the instance has said how many streams it admits; with one for each call it would be 400.
-CONNECTIONS_MAX = 100
+# Of two workers; with one for each call it would be 400, and with one for each call that cannot wait for SETTINGS, 40.
+CONNECTIONS_MAX = 8
 
 
 class Deaf(origin_h2.Http2OriginConnection):

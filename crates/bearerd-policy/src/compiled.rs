@@ -24,8 +24,8 @@ use crate::{
 pub enum Sole<'a> {
     /// The policies name exactly one.
     Named(&'a ConnectionId),
-    /// The policies could open any; if only one exists, it is meant.
-    AnyIfOnlyOne,
+    /// The policies select connections by other than their ids: [`CompiledKey::sole_of`] those that there are.
+    Selected,
     /// There is none, or there are several: the caller has to say.
     None,
 }
@@ -122,7 +122,7 @@ impl CompiledKey {
     pub fn sole_connection(&self) -> Sole<'_> {
         let mut sole = Sole::None;
         for (_, _, rule) in self.rules() {
-            let ConnectionSelector::Ids(ids) = &rule.connections else { return Sole::AnyIfOnlyOne };
+            let ConnectionSelector::Ids(ids) = &rule.connections else { return Sole::Selected };
             for id in ids {
                 match sole {
                     Sole::Named(named) if named != id => return self.several(),
@@ -131,6 +131,21 @@ impl CompiledKey {
             }
         }
         sole
+    }
+
+    /// The only one of `connections` that the rules allow.
+    pub fn sole_of<'a>(
+        &self,
+        connections: impl IntoIterator<Item = (&'a ConnectionId, &'a BTreeMap<String, String>)>,
+    ) -> Option<&'a ConnectionId> {
+        let selected = |(id, labels): &(&ConnectionId, &BTreeMap<String, String>)| {
+            self.rules().any(|(_, _, rule)| rule.connections.selects(id, labels))
+        };
+        let mut selected = connections.into_iter().filter(selected);
+        match (selected.next(), selected.next()) {
+            (Some((only, _)), None) => Some(only),
+            _ => None,
+        }
     }
 
     /// Stamps the key as used, at most once a second: on a busy key this is one relaxed load a call.
@@ -172,7 +187,7 @@ impl CompiledKey {
     /// With more than one named, a further rule could still open any.
     fn several(&self) -> Sole<'_> {
         let open = |rule: &CompiledRule| !matches!(rule.connections, ConnectionSelector::Ids(_));
-        if self.rules().any(|(_, _, rule)| open(rule)) { Sole::AnyIfOnlyOne } else { Sole::None }
+        if self.rules().any(|(_, _, rule)| open(rule)) { Sole::Selected } else { Sole::None }
     }
 
     fn rules(&self) -> impl Iterator<Item = (&HeldPolicy, usize, &CompiledRule)> {

@@ -174,7 +174,7 @@ fn the_sole_connection_is_the_only_one_that_rules_can_mean() {
         let key = key_with(vec![rules]);
         match key.sole_connection() {
             Sole::Named(id) => id.to_string(),
-            Sole::AnyIfOnlyOne => "any".to_owned(),
+            Sole::Selected => "selected".to_owned(),
             Sole::None => "none".to_owned(),
         }
     };
@@ -183,10 +183,29 @@ fn the_sole_connection_is_the_only_one_that_rules_can_mean() {
     assert_eq!(sole(&[ids(&["hr"]), ids(&["hr"])]), "hr");
     assert_eq!(sole(&[ids(&["hr", "it"])]), "none");
     assert_eq!(sole(&[ids(&["hr"]), ids(&["it"])]), "none");
-    assert_eq!(sole(&[ConnectionSelector::All]), "any");
-    assert_eq!(sole(&[ids(&["hr"]), ConnectionSelector::All]), "any");
-    assert_eq!(sole(&[ids(&["hr", "it"]), ConnectionSelector::All]), "any");
-    assert_eq!(sole(&[ConnectionSelector::Labels(labels([("env", "prod")]))]), "any");
+    assert_eq!(sole(&[ConnectionSelector::All]), "selected");
+    assert_eq!(sole(&[ids(&["hr"]), ConnectionSelector::All]), "selected");
+    assert_eq!(sole(&[ids(&["hr", "it"]), ConnectionSelector::All]), "selected");
+    assert_eq!(sole(&[ConnectionSelector::Labels(labels([("env", "prod")]))]), "selected");
+}
+
+#[test]
+fn the_sole_connection_of_those_that_there_are_is_the_only_selected_one() {
+    let roster = [("hr", "prod"), ("it", "prod"), ("hr-test", "test")]
+        .map(|(id, env)| (ConnectionId::parse(id).unwrap(), labels([("env", env)])));
+    let sole = |selectors: &[ConnectionSelector]| {
+        let rules = selectors.iter().map(|one| rule(one.clone(), &["incident"], &["GET"])).collect();
+        let roster = roster.iter().map(|(id, labels)| (id, labels));
+        key_with(vec![rules]).sole_of(roster).map(ToString::to_string)
+    };
+    let (prod, test) = (labels([("env", "prod")]), labels([("env", "test")]));
+    let of = ConnectionSelector::Labels;
+    assert_eq!(sole(&[of(test.clone())]).as_deref(), Some("hr-test"));
+    assert_eq!(sole(&[of(test.clone()), ids(&["hr-test", "gone"])]).as_deref(), Some("hr-test"));
+    assert_eq!(sole(&[of(test.clone()), ids(&["hr"])]), None);
+    assert_eq!(sole(&[of(prod)]), None);
+    assert_eq!(sole(&[of(labels([("env", "none")]))]), None);
+    assert_eq!(sole(&[ConnectionSelector::All]), None);
 }
 
 #[test]

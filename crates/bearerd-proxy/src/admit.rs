@@ -9,7 +9,7 @@ use bearerd_policy::{
     Call, CompiledKey, ConnectionFacts, Decision, DenyReason, KeyRefusal, LimitRefusal, Method, Opened,
     PresentedKey, SharedSnapshot, Snapshot, Sole,
 };
-use bearerd_tokens::{AccessTokens, ConnectionView, LendError, LentToken, Standing};
+use bearerd_tokens::{AccessTokens, ConnectionView, LendError, LentToken, Roster, Standing};
 use http::HeaderMap;
 
 use crate::{
@@ -48,22 +48,12 @@ pub(crate) struct Opening {
 /// What earlier waits of the same call brought.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The answer to [`Step::FindSole`].
-    pub(crate) only: Only,
+    /// The answer to [`Step::Enumerate`]; empty where there are too many.
+    pub(crate) roster: Option<Roster>,
     /// The answer to [`Step::Load`]; what memory has by now comes first.
     pub(crate) view: Option<Arc<ConnectionView>>,
     /// The answer to [`Step::Acquire`].
     pub(crate) acquired: Option<LentToken>,
-}
-
-/// The only connection that exists.
-#[derive(Debug, Default)]
-pub(crate) enum Only {
-    #[default]
-    Unasked,
-    /// There is none, or there are several.
-    None,
-    One(ConnectionId),
 }
 
 #[derive(Debug)]
@@ -74,8 +64,8 @@ pub(crate) enum Step {
     Acquire(Opening),
     /// The connection is not in memory.
     Load(ConnectionId),
-    /// The call names no connection, and the only one that exists is meant.
-    FindSole,
+    /// The call names no connection, and the key's rules may select one of those that there are.
+    Enumerate,
 }
 
 /// What decides: what is in memory at this moment.
@@ -101,11 +91,15 @@ pub(crate) fn step(
     let id = match (asked.named, key.default_connection()) {
         (Some(named), _) => ConnectionId::parse(named).map_err(|_| unknown())?,
         (None, Some(id)) => id.clone(),
-        (None, None) => match (key.sole_connection(), &known.only) {
-            (Sole::Named(id), _) | (Sole::AnyIfOnlyOne, Only::One(id)) => id.clone(),
-            (Sole::AnyIfOnlyOne, Only::Unasked) => return Ok(Step::FindSole),
+        (None, None) => match (key.sole_connection(), &known.roster) {
+            (Sole::Named(id), _) => id.clone(),
+            (Sole::Selected, None) => return Ok(Step::Enumerate),
+            (Sole::Selected, Some(roster)) => {
+                let roster = roster.iter().map(|(id, labels)| (id, labels));
+                key.sole_of(roster).cloned().ok_or_else(unnamed)?
+            }
             (Sole::None, _) if !key.has_rules() => return Err(denied(DenyReason::NoPolicy)),
-            (Sole::None | Sole::AnyIfOnlyOne, _) => return Err(unnamed()),
+            (Sole::None, _) => return Err(unnamed()),
         },
     };
     if !key.may_open(&id) {
@@ -265,7 +259,8 @@ fn unknown() -> Fault {
 
 fn unnamed() -> Fault {
     Fault::new(Code::RequestMalformed)
-        .detail("The call names no connection and the key opens several: send the header Connection-Id.")
+        .detail("The call names no connection, and the key does not open exactly one.")
+        .fix("Send the header Connection-Id, or call /c/{connection}/api/now/…")
 }
 
 fn denied(reason: DenyReason<'_>) -> Fault {

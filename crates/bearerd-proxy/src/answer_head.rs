@@ -102,8 +102,10 @@ pub(crate) fn passes(name: &str) -> bool {
         name,
         // One hop's (RFC 9110 §7.6.1); the body's framing is its sender's.
         "connection" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "http2-settings"
-            // Cookies and challenges.
-            | "set-cookie" | "set-cookie2" | "www-authenticate" | "authentication-info"
+            // Cookies, challenges, and what opens a session.
+            | "set-cookie" | "set-cookie2" | "www-authenticate" | "authentication-info" | "authorization"
+            | "x-usertoken" | "x-usertoken-response" | "x-csrf-token" | "x-xsrf-token" | "x-auth-token"
+            | "x-access-token" | "x-session-id"
             // What the caller's machine must not learn, or must not do for another host.
             | "server" | "x-powered-by" | "via" | "alt-svc" | "strict-transport-security" | "clear-site-data"
             | "public-key-pins" | "expect-ct" | "nel" | "report-to" | "reporting-endpoints" | "refresh"

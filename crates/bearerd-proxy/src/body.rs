@@ -129,6 +129,11 @@ impl CallerBody {
         !self.0.kept.borrow().overflown && self.0.fault.get().is_none()
     }
 
+    /// No attempt gets any more of it.
+    pub(crate) fn end_attempts(&self) {
+        self.0.attempts.set(u32::MAX);
+    }
+
     /// No replay can come any more: what was kept for it is let go.
     pub(crate) fn keep_no_more(&self) {
         self.0.kept.borrow_mut().let_go();

@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
+    net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -23,7 +24,7 @@ use tokio::task::spawn_local;
 use zeroize::Zeroizing;
 
 use crate::{
-    admit::{self, Asked, Known, Only, Opening, Step},
+    admit::{self, Asked, Known, Opening, Step},
     answer_head::{self, Base},
     body::{AnswerBody, BodyFault, CallerBody, UpstreamBody},
     caller::CallerConnection,
@@ -53,11 +54,13 @@ pub(crate) async fn serve(
     let (parts, body) = request.into_parts();
     let request_id = worker.ids.id_for(&parts.headers);
     let mut under_way = UnderWay::begin(&worker, caller, &parts, &request_id);
+    let source = under_way.caller().source(&worker.callers_rule, &parts.headers);
+    under_way.record().source = source.as_ref().ok().copied().flatten();
     let has_body = !body.is_end_stream();
     let outcome = match (worker.draining.get(), wire_fault) {
         (true, _) => Err(Failed::before(Fault::new(Code::Draining).closing())),
-        (false, Some(fault)) => Err(Failed::before(Fault::malformed(fault.detail()))),
-        (false, None) => answer(&worker, &parts, body, &request_id, &mut under_way).await,
+        (false, Some(fault)) => Err(Failed::before(fault.fault())),
+        (false, None) => answer(&worker, &parts, source, body, &request_id, &mut under_way).await,
     };
     Ok(match outcome {
         Ok(Answer::Instance(response)) => response.map(|stream| AnswerBody::streamed(stream, under_way)),
@@ -125,6 +128,7 @@ impl From<Fault> for Failed {
 async fn answer(
     worker: &Rc<Worker>,
     parts: &request::Parts,
+    source: Result<Option<IpAddr>, Fault>,
     body: Incoming,
     request_id: &RequestId,
     under_way: &mut UnderWay,
@@ -135,8 +139,7 @@ async fn answer(
     if let Some(trace) = upstream_head::traceparent(&parts.headers) {
         under_way.record().traceparent = Text::from_bytes(trace.as_bytes());
     }
-    let source = under_way.caller().source(&worker.callers_rule, &parts.headers)?;
-    under_way.record().source = source;
+    let source = source?;
     worker.room_for_records().await?;
     if parts.uri.path() == token_endpoint::PATH {
         return token_response(worker, parts, head.method, body, request_id, under_way).await;
@@ -239,8 +242,8 @@ async fn admitted(
                 let refused = |error| Failed { fault: admit::not_lent(&error), connection: Some(id.clone()) };
                 known.acquired = Some(worker.tokens.acquire(id).await.map_err(refused)?);
             }
-            Step::FindSole => {
-                known.only = worker.tokens.sole_connection().await.map_or(Only::None, Only::One);
+            Step::Enumerate => {
+                known.roster = Some(worker.tokens.roster().await.unwrap_or_default());
             }
             Step::Load(id) => {
                 let loaded = worker.tokens.load(&id).await;

@@ -1,30 +1,25 @@
-//! One connection of a caller: what has come over it, its own limits, and the stream that is read along. Everything here
-//! belongs to one worker.
+//! One connection of a caller: what has come over it, and its own limits. Everything here belongs to one worker.
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::Future,
-    io,
     net::IpAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
 
-use bearerd_net::{CallerRule, ForwardedFault, Peer, ServerStream};
+use bearerd_net::{CallerRule, ForwardedFault, Peer};
 use http::HeaderMap;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    task::spawn_local,
-};
+use tokio::task::spawn_local;
 
 use crate::{
     coarse::Coarse,
     error::Fault,
     frames::{self, FrameGuard},
     settings::Limits,
-    wire::{Scanner, WireFault},
+    wire::{Reading, Scanner, WireFault},
 };
 
 /// What a worker knows of one connection.
@@ -69,10 +64,10 @@ struct Streams {
 }
 
 impl CallerConnection {
-    pub(crate) fn new(now: u64) -> Self {
+    pub(crate) fn new(now: u64, limits: &Limits) -> Self {
         Self {
             peer: Cell::new(None),
-            watch: RefCell::new(Watch::Http1(Scanner::default())),
+            watch: RefCell::new(Watch::Http1(Scanner::new(limits))),
             waker: RefCell::new(None),
             calls: Cell::new(0),
             begun: Cell::new(0),
@@ -168,17 +163,27 @@ impl CallerConnection {
         }
     }
 
-    /// Bytes alone keep no connection: only a call does.
-    fn read(&self, bytes: &[u8], now: u64) {
+    /// Bytes alone keep no connection: only a call does. Gives what of them may go on.
+    pub(crate) fn read(&self, bytes: &[u8], now: u64) -> Reading {
         match &mut *self.watch.borrow_mut() {
             Watch::Http1(scanner) => {
-                scanner.feed(bytes);
                 // Whatever comes between calls begins a head, and has so long to end it.
                 if self.calls.get() == 0 && self.head_since.get().is_none() {
                     self.head_since.set(Some(now));
                 }
+                scanner.feed(bytes)
             }
-            Watch::Http2(guard) => guard.feed(bytes),
+            Watch::Http2(guard) => {
+                guard.feed(bytes);
+                Reading { passed: bytes.len(), refused: false }
+            }
+        }
+    }
+
+    /// `taken`: the caller takes bytes, or none at the moment.
+    pub(crate) fn writes(&self, taken: bool, now: u64) {
+        if taken != self.blocked_since.get().is_none() {
+            self.blocked_since.set((!taken).then_some(now));
         }
     }
 
@@ -307,104 +312,5 @@ impl<F> Drop for Ticking<F> {
     }
 }
 
-/// A caller's stream, read along.
-pub(crate) struct Observed {
-    stream: ServerStream,
-    caller: Rc<CallerConnection>,
-    now: Coarse,
-    /// The connection's first bytes, read to tell its protocol: up to the length of HTTP/2's preface.
-    first: [u8; PREFACE.len()],
-    first_len: usize,
-    /// How much of them has been passed on.
-    first_at: usize,
-}
-
-impl Observed {
-    pub(crate) fn new(stream: ServerStream, caller: Rc<CallerConnection>, now: Coarse) -> Self {
-        Self { stream, caller, now, first: [0; PREFACE.len()], first_len: 0, first_at: 0 }
-    }
-
-    /// Whether the caller speaks HTTP/2: as agreed in the TLS handshake, or with prior knowledge (RFC 9113 §3.3). Waits
-    /// for as many bytes as it takes; bound it.
-    pub(crate) async fn is_http2(&mut self) -> io::Result<bool> {
-        match self.stream.alpn() {
-            Some(protocol) => return Ok(protocol == b"h2"),
-            // Over TLS, HTTP/2 is agreed on or not spoken.
-            None if matches!(self.stream, ServerStream::Tls(_)) => return Ok(false),
-            None => {}
-        }
-        while self.first_len < PREFACE.len() {
-            let read = self.stream.read(&mut self.first[self.first_len..]).await?;
-            self.first_len += read;
-            if read == 0 || self.first[..self.first_len] != PREFACE[..self.first_len] {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let since = self.caller.blocked_since.get();
-        match (&outcome, since) {
-            (Poll::Pending, None) => self.caller.blocked_since.set(Some(self.now.now())),
-            (Poll::Ready(_), Some(_)) => self.caller.blocked_since.set(None),
-            _ => {}
-        }
-        outcome
-    }
-}
-
-impl AsyncRead for Observed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let outcome = if self.first_at < self.first_len {
-            let end = self.first_len.min(self.first_at + buffer.remaining());
-            buffer.put_slice(&self.first[self.first_at..end]);
-            self.first_at = end;
-            Poll::Ready(Ok(()))
-        } else {
-            Pin::new(&mut self.stream).poll_read(cx, buffer)
-        };
-        if outcome.is_ready() {
-            self.caller.read(&buffer.filled()[before..], self.now.now());
-        }
-        outcome
-    }
-}
-
-impl AsyncWrite for Observed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.written(outcome)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.written(outcome)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// How an HTTP/2 connection begins (RFC 9113 §3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A call younger than this has run into no limit yet: the shortest is a second.
 const LOOKED_AT_AFTER_MS: u64 = 500;

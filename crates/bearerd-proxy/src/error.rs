@@ -332,6 +332,8 @@ pub(crate) struct Fault {
     retryable: bool,
     /// What happened here, for the caller. Never the cause's text, a secret, or what another caller may not know.
     detail: Option<Cow<'static, str>>,
+    /// What to do about it, where the code's own line does not say that.
+    fix: &'static str,
     retry_after_s: Option<u64>,
     /// Close the connection after the answer: its next bytes cannot be trusted.
     close: bool,
@@ -349,8 +351,8 @@ impl Fault {
             Code::Overloaded | Code::Draining | Code::CallerRateLimited | Code::CallerConcurrency => Some(1),
             _ => None,
         };
-        let retryable = code.line().retryable;
-        Self { code, retryable, detail: None, retry_after_s, close: false, allow: METHODS, cause: None }
+        let Line { retryable, fix, .. } = code.line();
+        Self { code, retryable, detail: None, fix, retry_after_s, close: false, allow: METHODS, cause: None }
     }
 
     /// A request that is wrong as such: said, and the connection closed.
@@ -360,6 +362,11 @@ impl Fault {
 
     pub(crate) fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn fix(mut self, fix: &'static str) -> Self {
+        self.fix = fix;
         self
     }
 
@@ -430,7 +437,7 @@ impl Fault {
             Format::Json => serde_json::to_vec(&JsonBody {
                 error: JsonError { message: line.message, detail: self.detail.as_deref() },
                 status: "failure",
-                bearerd: JsonRemedy { code: line.name, retryable: self.retryable, fix: line.fix },
+                bearerd: JsonRemedy { code: line.name, retryable: self.retryable, fix: self.fix },
             })
             .unwrap_or_default()
             .into(),
@@ -441,7 +448,7 @@ impl Fault {
                 escaped(self.detail.as_deref().unwrap_or_default()),
                 line.name,
                 self.retryable,
-                escaped(line.fix),
+                escaped(self.fix),
             )
             .into(),
         }

@@ -96,7 +96,7 @@ pub fn head(bytes: &[u8]) {
     let mut room = [httparse::EMPTY_HEADER; 64];
     let mut parsed = httparse::Request::new(&mut room);
     let Ok(httparse::Status::Complete(len)) = parsed.parse(bytes) else { return };
-    let mut scanner = Scanner::default();
+    let mut scanner = scanner();
     scanner.feed(&bytes[..len]);
     let Some(sent) = as_hyper_gives(&parsed) else { return };
     let count = |name: &str| sent.headers.get_all(name).iter().count();
@@ -152,7 +152,7 @@ fn goes_out_as_one_request(sent: &request::Parts, method: &str) {
     let mut again = httparse::Request::new(&mut room);
     assert_eq!(again.parse(&encoded), Ok(httparse::Status::Complete(encoded.len())));
     assert_eq!((again.method, again.path), (Some(method), Some(target.as_str())));
-    let mut scanner = Scanner::default();
+    let mut scanner = scanner();
     scanner.feed(&encoded);
     assert_eq!((scanner.fault(), scanner.is_in_head()), (None, false));
     let values = |name: &str| -> Vec<&[u8]> {
@@ -170,17 +170,38 @@ fn goes_out_as_one_request(sent: &request::Parts, method: &str) {
 /// the head end where it does. The first byte says how long the pieces are.
 pub fn wire(bytes: &[u8]) {
     let (size, stream) = piece_size(bytes);
-    let (mut whole, mut pieces) = (Scanner::default(), Scanner::default());
-    whole.feed(stream);
-    stream.chunks(size).for_each(|piece| pieces.feed(piece));
-    assert_eq!(whole, pieces);
-    let mut room = [httparse::EMPTY_HEADER; 64];
-    let Ok(httparse::Status::Complete(len)) = httparse::Request::new(&mut room).parse(stream) else { return };
-    let mut scanner = Scanner::default();
-    scanner.feed(&stream[..len - 1]);
+    let (mut whole, mut pieces) = (scanner(), scanner());
+    let at_once = whole.feed(stream);
+    // What goes on is the same in the end: a head at once when it is whole.
+    let (mut read, mut passed) = (0, 0);
+    for piece in stream.chunks(size) {
+        let reading = pieces.feed(piece);
+        read += piece.len();
+        if reading.passed > 0 {
+            passed = read - piece.len() + reading.passed;
+        }
+    }
+    assert_eq!((&whole, at_once.passed), (&pieces, passed));
+    assert_eq!(at_once.refused, whole.fault().is_some_and(|(_, fault)| !fault.is_of_body()));
+    let mut room = [httparse::EMPTY_HEADER; 100];
+    let mut parsed = httparse::Request::new(&mut room);
+    let outcome = parsed.parse(stream);
+    let mut scanner = scanner();
+    let head_len = match outcome {
+        Ok(httparse::Status::Complete(len)) => len,
+        // Nothing of what the parser refuses, or has not seen the end of, goes on to it.
+        _ => {
+            let empty_lines = stream.chunks(2).take_while(|pair| pair == b"\r\n").count() * 2;
+            return assert!(at_once.passed <= empty_lines, "{outcome:?}");
+        }
+    };
+    let before_end = scanner.feed(&stream[..head_len - 1]);
     let was_in_head = scanner.is_in_head();
-    scanner.feed(&stream[len - 1..len]);
-    assert!(scanner.fault().is_some() || (was_in_head && !scanner.is_in_head()));
+    let end = scanner.feed(&stream[head_len - 1..head_len]);
+    if scanner.fault().is_none() {
+        assert!(was_in_head && !scanner.is_in_head() && before_end.passed < head_len - 1 && end.passed == 1);
+        assert!(as_hyper_gives(&parsed).is_some(), "hyper refuses what the scanner passes");
+    }
 }
 
 /// P-05, P-06, P-08: an answer's head that passes is whole at its last byte and not before, has at most one body length,
@@ -243,7 +264,7 @@ pub fn chunked(bytes: &[u8]) {
     assert_eq!(whole, pieces);
     let Some(Decoded { data, ended: true, rest }) = whole else { return };
     assert_eq!(plainly_decoded(coded), Some(data));
-    let mut scanner = Scanner::default();
+    let mut scanner = scanner();
     scanner.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
     scanner.feed(&coded[..coded.len() - rest]);
     // It is stricter; but where it lets a body pass, the next request begins behind it.
@@ -318,6 +339,11 @@ fn weighed(mut frames: &[u8]) -> u32 {
         frames = payload.get(len as usize..).unwrap_or_default();
     }
     credit
+}
+
+/// Reads a connection from its beginning.
+pub(crate) fn scanner() -> Scanner {
+    Scanner::new(&LIMITS)
 }
 
 /// How long the pieces are in which the rest comes.

@@ -61,7 +61,10 @@ pub(crate) fn is_host(text: &[u8]) -> bool {
     });
     let ported = match port {
         [] => true,
-        [b':', digits @ ..] => (1..=5).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit),
+        [b':', digits @ ..] => {
+            let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<u16>().ok());
+            digits.iter().all(u8::is_ascii_digit) && number.is_some()
+        }
         _ => false,
     };
     named && ported
@@ -230,6 +233,7 @@ mod tests {
             "u@b.example",
             "b.example:",
             "b.example:x",
+            "b.example:65536",
             "b.example,c",
             "b/x",
             "[::1",
@@ -238,10 +242,10 @@ mod tests {
         ] {
             check_head("GET", "/x", &[("host", host)], MALFORMED);
         }
-        for host in ["other", "b.example:80", "b2.example", "[::1]:80", "127.0.0.1"] {
+        for host in ["other", "b.example:443", "b.example:81", "b2.example", "[::1]:80", "127.0.0.1"] {
             check_head("GET", "/x", &[("host", host)], ELSEWHERE);
         }
-        for host in ["B.Example", "b2.example:1"] {
+        for host in ["B.Example", "b.example:80", "b2.example:1"] {
             check_head("GET", "/x", &[("host", host)], None);
         }
         for name in ["x_api_key", "content_length", "_", "x-a_"] {

@@ -23,6 +23,7 @@ mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gate;
 mod head;
 mod line_up;
 mod metrics;

@@ -58,6 +58,8 @@ pub(crate) struct Places {
     taken: AtomicUsize,
     /// As many as `queue` holds, read without its lock.
     waiting: AtomicUsize,
+    /// Waiters that have left, and may still be in the queue.
+    left: AtomicUsize,
     queue: Mutex<FairQueue<oneshot::Sender<Place>>>,
 }
 
@@ -85,6 +87,7 @@ impl Places {
             bounds,
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             queue: Mutex::new(FairQueue::new(bounds.waiting)),
         }
     }
@@ -99,7 +102,7 @@ impl Places {
         let (give, given) = oneshot::channel();
         {
             let mut queue = self.queue();
-            if queue.is_full() {
+            if queue.is_full() && self.left.swap(0, SeqCst) > 0 {
                 queue.retain(|waiter| !waiter.is_closed());
             }
             let shed = queue.push(key.clone(), give);
@@ -108,9 +111,12 @@ impl Places {
             // One may have come free before this call was seen to wait.
             self.serve(&mut queue);
         }
+        let leaving = Leaving(self);
         match timeout(self.bounds.wait_max, given).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) => Err(Full::QueueFull),
+            Ok(outcome) => {
+                std::mem::forget(leaving);
+                outcome.map_err(|_| Full::QueueFull)
+            }
             Err(_) => Err(Full::WaitedTooLong),
         }
     }
@@ -139,6 +145,15 @@ impl Places {
 
     fn queue(&self) -> MutexGuard<'_, FairQueue<oneshot::Sender<Place>>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A waiter that leaves by dropping this.
+struct Leaving<'a>(&'a Places);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.left.fetch_add(1, SeqCst);
     }
 }
 

@@ -161,6 +161,12 @@ impl Pools {
             if let Some(taken) = self.take_idle(pool).await {
                 return Ok(taken); // the instance did not agree to HTTP/2
             }
+            // One that has said nothing yet is not worth another beside it.
+            let growing = pool.shared.borrow().iter().find(|shared| shared.may_grow()).cloned();
+            if let Some(shared) = growing {
+                shared.grown().await;
+                continue;
+            }
             let opened = pool.shared_opened.get();
             let opening = pool.opening.try_lock();
             if opening.is_err() {

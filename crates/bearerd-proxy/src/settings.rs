@@ -252,6 +252,18 @@ impl ProxySettings {
         {
             hosts.push(own.to_owned());
         }
+        let https = self.tls.is_some() || public_url.as_deref().is_some_and(|url| url.starts_with("https:"));
+        let default_port = if https { ":443" } else { ":80" };
+        let with_port = |host: &String| {
+            let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+            (!has_port).then(|| format!("{host}{default_port}"))
+        };
+        // RFC 9110 §4.2.3: the same, said in two ways.
+        let others: Vec<String> = hosts
+            .iter()
+            .filter_map(|host| host.strip_suffix(default_port).map(str::to_owned).or_else(|| with_port(host)))
+            .collect();
+        hosts.extend(others);
         Ok(Limits {
             tls: self.tls.is_some(),
             public_url,

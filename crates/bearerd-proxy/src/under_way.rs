@@ -233,6 +233,8 @@ impl Drop for UnderWay {
         let record = &mut call.record;
         record.total_us = total_us;
         record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
+        // Over HTTP/2 the way to the instance is another task's, which would send on.
+        call.body.iter().for_each(CallerBody::end_attempts);
         record.caller_left = !call.whole && !call.cut;
         call.caller.call_ends(call.worker.now.now(), call.whole);
         call.worker.shard.in_flight.take_one();

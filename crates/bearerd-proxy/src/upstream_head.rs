@@ -129,8 +129,12 @@ impl ConnectionListed {
 
 /// Names are in lower case.
 fn passes(name: &str) -> bool {
-    // `access-control-…`: the caller's own, of a page that is not the instance's.
-    let refused_by_prefix = REFUSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let refused_by_prefix = match name.as_bytes() {
+        [b'x', b'-', ..] => REFUSED_AFTER_X.iter().any(|prefix| name[2..].starts_with(prefix)),
+        // `access-control-…`: the caller's own, of a page that is not the instance's.
+        [b'a' | b'g' | b'p' | b's', ..] => REFUSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)),
+        _ => false,
+    };
     let refused = matches!(
         name,
         // Ours, rebuilt.
@@ -138,8 +142,10 @@ fn passes(name: &str) -> bool {
             // One hop's (RFC 9110 §7.6.1).
             | "connection" | "keep-alive" | "te" | "trailer" | "upgrade" | "http2-settings"
             // Credentials and sessions.
-            | "authorization" | "x-api-key" | "x-sn-apikey" | "cookie" | "cookie2" | "x-usertoken"
-            | "x-wantsessiondebugmessages" | "origin"
+            | "authorization" | "x-api-key" | "x-apikey" | "x-sn-apikey" | "api-key" | "apikey" | "cookie" | "cookie2"
+            | "x-usertoken" | "x-access-token" | "x-id-token" | "x-token" | "access-token" | "id-token" | "token"
+            | "x-jwt-assertion" | "dpop" | "remote-user" | "client-cert" | "client-cert-chain" | "x-sn-impersonate"
+            | "origin"
             // Another method, path or host than the one that was judged.
             | "x-http-method-override" | "x-http-method" | "x-method-override" | "x-rewrite-url" | "x-host"
             // Who forwarded what.
@@ -190,8 +196,26 @@ fn hex(digit: u8) -> Option<u8> {
 const HEAD_BYTES_USUAL: usize = 1_024;
 /// `access_token` (RFC 6750 §2.3); the query forms of the API key and of the session's CSRF token.
 const AUTHENTICATING_PARAMETERS: [&str; 4] = ["access_token", "x-sn-apikey", "sysparm_ck", "x-usertoken"];
-const REFUSED_PREFIXES: [&str; 7] =
-    ["sec-", "proxy-", "access-control-", "x-forwarded", "x-original-", "x-envoy-", "x-proxy"];
+const REFUSED_PREFIXES: [&str; 5] = ["access-control-", "glide", "proxy-", "sec-", "ssl-client"];
+/// After `x-`: who forwarded what; and what a login, a session or a certificate said, here or at a proxy.
+const REFUSED_AFTER_X: [&str; 16] = [
+    "amzn-oidc-",
+    "auth",
+    "client-cert",
+    "csrf",
+    "envoy-",
+    "forwarded",
+    "goog-iap-",
+    "impersonat",
+    "ms-token-",
+    "original-",
+    "proxy",
+    "remote-",
+    "session",
+    "ssl-",
+    "wantsession",
+    "xsrf",
+];
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +297,33 @@ mod tests {
             "x-http-method",
             "x-method-override",
             "x-wantsessiondebugmessages",
+            "x-wantsessionnotificationmessages",
+            "api-key",
+            "apikey",
+            "x-apikey",
+            "x-auth-token",
+            "x-auth-request-user",
+            "x-authorization",
+            "x-access-token",
+            "x-id-token",
+            "x-jwt-assertion",
+            "dpop",
+            "x-csrf-token",
+            "x-xsrf-token",
+            "x-session-id",
+            "glide-session",
+            "glide_session_store",
+            "x-sn-impersonate",
+            "x-impersonate-user",
+            "remote-user",
+            "x-remote-user",
+            "client-cert",
+            "ssl-client-cert",
+            "x-ssl-client-cert",
+            "x-client-cert",
+            "x-amzn-oidc-data",
+            "x-goog-iap-jwt-assertion",
+            "x-ms-token-aad-id-token",
             "sec-fetch-site",
             "sec-ch-ua",
             "sec-websocket-key",

@@ -1,40 +1,89 @@
-//! Reads along with the parser, and notes what the parser forgives and a strict reading does not (P-02): a line that
-//! ends in a bare LF, two body lengths (hyper drops one of them, and does not look at it), transfer codings beside
-//! `chunked` (dropped too), a `#` in the request target (cut off in silence), and what stands around the data of chunks.
-//! Purely an observer: it follows the framing of each request and never changes a byte.
+//! Reads the bytes of a caller before the parser does, strictly (P-02; RFC 9112 §2–§7). A head goes on to the parser when
+//! it is whole, and only if nothing is wrong with it: neither what the parser would refuse with a bare status that no
+//! caller can tell from the instance's, nor what it forgives (a bare LF, two body lengths, transfer codings beside
+//! `chunked`, a `#` in the target that it cuts off in silence). Bodies go on as they come; what stands around the data of
+//! chunks is noted. Never changes a byte.
+
+use bearerd_policy::Method;
+
+use crate::{
+    error::{Code, Fault},
+    settings::Limits,
+};
 
 /// What is wrong with a request on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WireFault {
     BareLineFeed,
+    RequestLine,
+    Method,
+    NotAPath,
+    TargetByte,
+    Fragment,
+    TargetTooLong,
+    FoldedHeader,
+    HeaderName,
+    HeaderValue,
+    HeadersTooLarge,
     TwoLengths,
     Length,
     TransferCoding,
-    Fragment,
     Chunk,
     Trailer,
 }
 
 impl WireFault {
-    pub(crate) const fn detail(self) -> &'static str {
-        match self {
+    /// As its caller is told.
+    pub(crate) fn fault(self) -> Fault {
+        Fault::malformed(match self {
+            Self::Method => return Fault::new(Code::MethodRefused).closing(),
+            Self::TargetTooLong => return Fault::new(Code::TargetTooLong).closing(),
+            Self::HeadersTooLarge => return Fault::new(Code::HeadersTooLarge).closing(),
             Self::BareLineFeed => "A line of the head does not end in CR LF.",
+            Self::RequestLine => "The request line is not `METHOD /path HTTP/1.1`, nor the same of HTTP/1.0.",
+            Self::NotAPath => "The request target is not a path.",
+            Self::TargetByte => "The request target holds a byte that must be percent-encoded.",
+            Self::Fragment => "The request target holds a fragment.",
+            Self::FoldedHeader => "A header goes on in a second line, which is obsolete (RFC 9112 §5.2).",
+            Self::HeaderName => "A header line does not begin with a name and a colon.",
+            Self::HeaderValue => "A header value holds a control character.",
             Self::TwoLengths => "The request states its body's length twice.",
             Self::TransferCoding => "The request has a transfer coding other than chunked alone.",
             Self::Length => "The Content-Length is not a number.",
-            Self::Fragment => "The request target holds a fragment.",
             Self::Chunk => "A chunk's size or extension is malformed.",
             Self::Trailer => "The trailers are malformed, or hold what belongs into the head.",
-        }
+        })
     }
 }
 
+impl WireFault {
+    /// It was found when the head had gone on already.
+    pub(crate) fn is_of_body(self) -> bool {
+        matches!(self, Self::Chunk | Self::Trailer)
+    }
+}
+
+/// What may go on to the parser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// So many of the bytes; what is left is the beginning of a head, or belongs to one that is refused.
+    pub(crate) passed: usize,
+    /// The head behind them is refused, and the connection ends with it.
+    pub(crate) refused: bool,
+}
+
 /// Follows the requests of one HTTP/1 connection.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scanner {
+    target_bytes_max: usize,
+    headers_bytes_max: usize,
     state: State,
     /// A line whose end has not come yet; empty on almost every connection, always.
     partial: Vec<u8>,
+    /// Of the head under way, or of the empty lines before it.
+    head_bytes: usize,
+    headers: usize,
+    is_http10: bool,
     lengths: u32,
     length: u64,
     chunked: bool,
@@ -53,11 +102,30 @@ enum State {
     ChunkSize,
     Chunk(u64),
     Trailer,
-    /// The parser refuses what follows, or a fault was found: the connection ends here.
+    /// The parser refuses what follows, or a fault was found in a body: the connection ends here.
     Over,
+    /// A head is refused: nothing of it goes on, nor of what follows.
+    Refused,
 }
 
 impl Scanner {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            target_bytes_max: limits.target_bytes_max,
+            headers_bytes_max: limits.headers_bytes_max,
+            state: State::default(),
+            partial: Vec::new(),
+            head_bytes: 0,
+            headers: 0,
+            is_http10: false,
+            lengths: 0,
+            length: 0,
+            chunked: false,
+            heads: 0,
+            fault: None,
+        }
+    }
+
     /// The first fault: its request, counted from 0, and what it is.
     pub(crate) fn fault(&self) -> Option<(u64, WireFault)> {
         self.fault
@@ -69,10 +137,12 @@ impl Scanner {
     }
 
     /// Takes the next bytes of the connection, in order.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Reading {
+        let (len, mut passed) = (bytes.len(), 0);
         while !bytes.is_empty() {
             match self.state {
-                State::Over => return,
+                State::Refused => break,
+                State::Over => bytes = &[],
                 State::Body(left) => match skip(&mut bytes, left) {
                     0 => self.next_request(),
                     left => self.state = State::Body(left),
@@ -85,13 +155,23 @@ impl Scanner {
                     self.take_line(&mut bytes);
                 }
             }
+            if !self.is_in_head() && self.state != State::Refused {
+                passed = len - bytes.len();
+            }
         }
+        Reading { passed, refused: self.state == State::Refused }
     }
 
     fn take_line(&mut self, bytes: &mut &[u8]) {
         let end = memchr::memchr(b'\n', bytes);
         let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
         *bytes = rest;
+        if matches!(self.state, State::RequestLine | State::Header) {
+            self.head_bytes += line.len();
+            if let Some(fault) = self.is_too_long() {
+                return self.found(fault);
+            }
+        }
         if end.is_none() {
             // The parser's own buffer is smaller than this: it has refused such a line already.
             if self.partial.len() + line.len() > LINE_BYTES_MAX {
@@ -108,6 +188,17 @@ impl Scanner {
         }
     }
 
+    fn is_too_long(&self) -> Option<WireFault> {
+        let target_max = self.target_bytes_max + REQUEST_LINE_SLACK_BYTES;
+        match self.state {
+            State::RequestLine if self.head_bytes > target_max => Some(WireFault::TargetTooLong),
+            _ if self.head_bytes > target_max + self.headers_bytes_max + HEADERS_SLACK_BYTES => {
+                Some(WireFault::HeadersTooLarge)
+            }
+            _ => None,
+        }
+    }
+
     /// `line` is without its LF.
     fn line(&mut self, line: &[u8]) {
         let Some(line) = line.strip_suffix(b"\r") else {
@@ -118,27 +209,74 @@ impl Scanner {
             });
         };
         match self.state {
-            // Empty lines before a request line are skipped (RFC 9112 §2.2).
-            State::RequestLine if line.is_empty() => {}
-            State::RequestLine if line.contains(&b'#') => self.found(WireFault::Fragment),
-            State::RequestLine => self.state = State::Header,
+            // Empty lines before a request line are skipped (RFC 9112 §2.2), if there are few.
+            State::RequestLine if line.is_empty() && self.head_bytes <= EMPTY_LINES_BYTES_MAX => {}
+            State::RequestLine => match self.request_line(line) {
+                Ok(()) => self.state = State::Header,
+                Err(fault) => self.found(fault),
+            },
             State::Header if line.is_empty() => self.end_of_head(),
             State::Header => self.header(line),
             State::ChunkSize => self.chunk_size(line),
             State::Trailer if line.is_empty() => self.next_request(),
             State::Trailer if !is_harmless_trailer(line) => self.found(WireFault::Trailer),
-            State::Trailer | State::Body(_) | State::Chunk(_) | State::Over => {}
+            State::Trailer | State::Body(_) | State::Chunk(_) | State::Over | State::Refused => {}
         }
     }
 
+    /// RFC 9112 §3, of which only the origin form of a target (§3.2.1) is served.
+    fn request_line(&mut self, line: &[u8]) -> Result<(), WireFault> {
+        self.is_http10 = line.ends_with(b" HTTP/1.0");
+        let versioned = self.is_http10 || line.ends_with(b" HTTP/1.1");
+        let parts = versioned.then(|| &line[..line.len() - b" HTTP/1.1".len()]);
+        let parts = parts.and_then(|parts| parts.split_at_checked(memchr::memchr(b' ', parts)?));
+        let (method, target) = parts.ok_or(WireFault::RequestLine)?;
+        let target = &target[1..];
+        if !is_token(method) || target.is_empty() || target.contains(&b' ') {
+            return Err(WireFault::RequestLine);
+        }
+        if target[0] != b'/' {
+            let known = std::str::from_utf8(method).is_ok_and(|method| Method::parse(method).is_some());
+            return Err(if known { WireFault::NotAPath } else { WireFault::Method });
+        }
+        if target.len() > self.target_bytes_max {
+            return Err(WireFault::TargetTooLong);
+        }
+        if has_any(target, |byte| byte <= b' ' || byte >= 0x7f || matches!(byte, b'"' | b'<' | b'>' | b'#')) {
+            let fragment = target.contains(&b'#');
+            return Err(if fragment { WireFault::Fragment } else { WireFault::TargetByte });
+        }
+        // The parser takes this one in a query alone.
+        let path = memchr::memchr(b'?', target).map_or(target, |end| &target[..end]);
+        if path.contains(&b'`') { Err(WireFault::TargetByte) } else { Ok(()) }
+    }
+
+    /// RFC 9112 §5.
     fn header(&mut self, line: &[u8]) {
+        self.headers += 1;
+        if self.headers > HEADERS_MAX {
+            return self.found(WireFault::HeadersTooLarge);
+        }
+        if let [b' ' | b'\t', ..] = line {
+            return self.found(WireFault::FoldedHeader);
+        }
+        let end = memchr::memchr(b':', line).filter(|end| is_token(&line[..*end]));
+        let Some(end) = end else { return self.found(WireFault::HeaderName) };
+        if end > NAME_BYTES_MAX {
+            return self.found(WireFault::HeadersTooLarge);
+        }
+        if has_any(&line[end..], |byte| byte < b' ' && byte != b'\t' || byte == 0x7f) {
+            return self.found(WireFault::HeaderValue);
+        }
         match line.first().map(u8::to_ascii_lowercase) {
             Some(b'c') => {
                 if let Some(value) = value_of(line, b"content-length") {
                     self.lengths += 1;
                     let digits = value.trim_ascii();
                     let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-                    match number.filter(|_| digits.iter().all(u8::is_ascii_digit)) {
+                    match number
+                        .filter(|number| *number <= LENGTH_MAX && digits.iter().all(u8::is_ascii_digit))
+                    {
                         Some(length) => self.length = length,
                         None => self.found(WireFault::Length),
                     }
@@ -146,7 +284,8 @@ impl Scanner {
             }
             Some(b't') => {
                 if let Some(value) = value_of(line, b"transfer-encoding") {
-                    if self.chunked || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                    if self.is_http10 || self.chunked || !value.trim_ascii().eq_ignore_ascii_case(b"chunked")
+                    {
                         return self.found(WireFault::TransferCoding);
                     }
                     self.chunked = true;
@@ -183,12 +322,16 @@ impl Scanner {
     fn next_request(&mut self) {
         self.state = State::RequestLine;
         (self.lengths, self.length, self.chunked) = (0, 0, false);
+        (self.head_bytes, self.headers) = (0, 0);
     }
 
     fn found(&mut self, fault: WireFault) {
-        let of_body = matches!(self.state, State::ChunkSize | State::Trailer);
+        let of_body = fault.is_of_body();
         self.fault = Some((self.heads - u64::from(of_body), fault));
         self.over();
+        if !of_body {
+            self.state = State::Refused;
+        }
     }
 
     fn over(&mut self) {
@@ -228,6 +371,15 @@ fn are_extensions(mut text: &[u8]) -> bool {
     text.is_empty()
 }
 
+/// Without a branch per byte.
+fn has_any(bytes: &[u8], refused: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(false, |found, byte| found | refused(*byte))
+}
+
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| is_token_byte(*byte))
+}
+
 /// What follows a token (RFC 9110 §5.6.2).
 fn after_token(text: &[u8]) -> Option<&[u8]> {
     let end = text.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(text.len());
@@ -246,7 +398,22 @@ fn after_quoted(mut text: &[u8]) -> Option<&[u8]> {
 }
 
 fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TABLE: [bool; 256] = {
+        let others = b"!#$%&'*+-.^_`|~";
+        let mut table = [false; 256];
+        let mut byte = 0_u8;
+        while byte < 0x80 {
+            table[byte as usize] = byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let mut at = 0;
+        while at < others.len() {
+            table[others[at] as usize] = true;
+            at += 1;
+        }
+        table
+    };
+    TABLE[usize::from(byte)]
 }
 
 /// A field that may come after a body. It is dropped; one that frames (RFC 9110 §6.5.1) somebody before us may have read.
@@ -254,13 +421,29 @@ fn is_harmless_trailer(line: &[u8]) -> bool {
     let Some(end) = line.iter().position(|byte| *byte == b':') else { return false };
     let (name, value) = (&line[..end], &line[end + 1..]);
     let framing = ["content-length", "transfer-encoding"];
-    !name.is_empty()
-        && name.iter().all(|byte| is_token_byte(*byte))
+    is_token(name)
         && !framing.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
         && value.iter().all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
 }
 
-/// Longer than any head that passes.
+impl Limits {
+    /// No head that goes on to the parser is longer.
+    pub(crate) fn head_bytes_max(&self) -> usize {
+        self.target_bytes_max + REQUEST_LINE_SLACK_BYTES + self.headers_bytes_max + HEADERS_SLACK_BYTES
+    }
+}
+
+/// As many as the parser has room for.
+const HEADERS_MAX: usize = 100;
+const NAME_BYTES_MAX: usize = 1024;
+/// Of a method, a version, and the empty lines before them.
+const REQUEST_LINE_SLACK_BYTES: usize = 256;
+/// Of all that stands around names and values: `headers_bytes_max` is for these.
+const HEADERS_SLACK_BYTES: usize = 4 * 1024;
+const EMPTY_LINES_BYTES_MAX: usize = 8;
+/// More than this no counter follows to its end.
+const LENGTH_MAX: u64 = 1 << 62;
+/// The parser takes no line as long between chunks.
 const LINE_BYTES_MAX: usize = 512 * 1024;
 
 #[cfg(test)]
@@ -273,7 +456,7 @@ mod tests {
     #[track_caller]
     fn check(stream: &str, expected: Option<(u64, WireFault)>) {
         for size in [stream.len().max(1), 1, 2, 7] {
-            let mut scanner = Scanner::default();
+            let mut scanner = fuzzing::scanner();
             for piece in stream.as_bytes().chunks(size) {
                 scanner.feed(piece);
             }
@@ -312,6 +495,89 @@ mod tests {
             check(&format!("{get}POST / HTTP/1.1\r\n{coding}\r\n\r\n"), Some((1, TransferCoding)));
         }
         check("POST / HTTP/1.1\r\nTransfer-Encoding:\tChunked \r\n\r\n0\r\n\r\n", None);
+    }
+
+    /// P-02, P-20: what the parser would refuse with a bare status.
+    #[test]
+    fn what_the_parser_refuses_does_not_go_on_to_it() {
+        let long = "x".repeat(8 * 1024);
+        let line = |line: &str, fault| check(&format!("{line}\r\nHost: a\r\n\r\n"), Some((0, fault)));
+        for request_line in [
+            "GET",
+            "GET /",
+            "GET / ",
+            "GET  / HTTP/1.1",
+            "GET /  HTTP/1.1",
+            "GET / x HTTP/1.1",
+            " GET / HTTP/1.1",
+            "G(T / HTTP/1.1",
+            "GET / HTTP/1.2",
+            "GET / HTTP/2.0",
+            "GET / http/1.1",
+            "GET / HTTP/1.1 ",
+            "GET\t/ HTTP/1.1",
+            "PRI * HTTP/2.0",
+            "GET HTTP/1.1",
+        ] {
+            line(request_line, WireFault::RequestLine);
+        }
+        for target in ["*", "b.example:80", "http://b.example/", "x", "?x"] {
+            line(&format!("GET {target} HTTP/1.1"), WireFault::NotAPath);
+        }
+        for request in ["OPTIONS *", "CONNECT b.example:443", "get http://b.example/"] {
+            line(&format!("{request} HTTP/1.1"), WireFault::Method);
+        }
+        for target in ["/\u{1}", "/\u{7f}", "/\u{e9}", "/a?\"", "/a?<", "/a?>", "/`", "/\"", "/\0", "/\r"] {
+            line(&format!("GET {target} HTTP/1.1"), WireFault::TargetByte);
+        }
+        line("GET /a?b#\" HTTP/1.1", WireFault::Fragment);
+        check("GET /a?a=b^c|{d}[e]\\~`'();,:@!$&*+ HTTP/1.1\r\n\r\n", None);
+        line(&format!("GET /{long} HTTP/1.1"), WireFault::TargetTooLong);
+        check(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", &long[1..]), None);
+        check(&format!("GET /{long}{long}"), Some((0, WireFault::TargetTooLong)));
+        check("\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n", None);
+        check("\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n", Some((0, WireFault::RequestLine)));
+        let header = |header: &str, fault| {
+            check(&format!("GET / HTTP/1.1\r\nHost: a\r\n{header}\r\nX: y\r\n\r\n"), Some((0, fault)));
+        };
+        for name in ["", "x ", "x\t", "x y", "x(", "\u{e9}", "x\r"] {
+            header(&format!("{name}: v"), WireFault::HeaderName);
+        }
+        header("no colon", WireFault::HeaderName);
+        for folded in [" x: y", "\tx", " "] {
+            header(folded, WireFault::FoldedHeader);
+        }
+        for value in ["\0", "a\rb", "\u{7f}", "\u{1f}"] {
+            header(&format!("x:{value}"), WireFault::HeaderValue);
+        }
+        check("GET / HTTP/1.1\r\nX:\t caf\u{e9} \r\nY:\r\n!#$%&'*+-.^_`|~0: z\r\n\r\n", None);
+        header(&"x: y\r\n".repeat(100), WireFault::HeadersTooLarge);
+        header(&format!("{}: y", &long[..1025]), WireFault::HeadersTooLarge);
+        header(&format!("x: {}", long.repeat(10)), WireFault::HeadersTooLarge);
+        check(
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            Some((0, WireFault::TransferCoding)),
+        );
+    }
+
+    /// A head goes on when it is whole, a body as it comes, and of what is refused nothing.
+    #[test]
+    fn heads_go_on_whole() {
+        let mut scanner = fuzzing::scanner();
+        for (bytes, passed, refused) in [
+            ("\r\n", 2, false),
+            ("GET / HT", 0, false),
+            ("TP/1.1\r\nHost: a\r\n\r", 0, false),
+            ("\n", 1, false),
+            ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na", 39, false),
+            ("bcGE", 2, false),
+            ("T / HTTP/1.1\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;", 65, false),
+            ("x\r\nabc\r\n0\r\nX-T: u\r\n\r\nGET", 21, false),
+            (" / HTTP/1.1\r\n\r\nGET / HTTP/1.1\nX", 15, true),
+            ("anything", 0, true),
+        ] {
+            assert_eq!(scanner.feed(bytes.as_bytes()), Reading { passed, refused }, "{bytes:?}");
+        }
     }
 
     #[test]
@@ -385,7 +651,7 @@ mod tests {
 
     #[test]
     fn a_head_under_way_is_known() {
-        let mut scanner = Scanner::default();
+        let mut scanner = fuzzing::scanner();
         for (bytes, expected) in [
             ("", false),
             ("\r\n", false),

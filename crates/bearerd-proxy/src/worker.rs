@@ -31,9 +31,10 @@ use tokio::{
 use crate::{
     admit::Memory,
     call,
-    caller::{CallerConnection, Observed, StreamExecutor},
+    caller::{CallerConnection, StreamExecutor},
     coarse::{Coarse, TICK},
     error::{Code, Fault},
+    gate::Gate,
     metrics::Shard,
     places::AllPlaces,
     pool::Pools,
@@ -208,7 +209,7 @@ impl Registered {
     fn new(worker: Rc<Worker>) -> Self {
         let key = worker.next_caller.get();
         worker.next_caller.set(key + 1);
-        let caller = Rc::new(CallerConnection::new(worker.now.now()));
+        let caller = Rc::new(CallerConnection::new(worker.now.now(), &worker.limits));
         worker.callers.borrow_mut().insert(key, Rc::clone(&caller));
         worker.shard.caller_connections.add_one();
         Self { worker, caller, key }
@@ -228,12 +229,12 @@ async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket
     let opening = async {
         let (stream, peer) = acceptor.handshake(socket, peer).await?;
         caller.comes_from(peer);
-        let mut observed = Observed::new(stream, Rc::clone(caller), worker.now.clone());
-        let is_http2 = observed.is_http2().await?;
-        Ok::<_, HandshakeError>((observed, is_http2))
+        let mut gate = Gate::new(stream, Rc::clone(caller), worker.now.clone());
+        let is_http2 = gate.is_http2().await?;
+        Ok::<_, HandshakeError>((gate, is_http2))
     };
     let opened = timeout(Duration::from_millis(worker.limits.header_read_ms), opening).await;
-    let (observed, is_http2) = match opened {
+    let (gate, is_http2) = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => return tracing::debug!(%error, "a caller's connection did not begin"),
         Err(_) => return tracing::debug!("a caller's connection took too long to begin"),
@@ -241,7 +242,7 @@ async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket
     // Holding it would keep the socket open while connections drain.
     drop(acceptor);
     let service = service_fn(|request| call::serve(Rc::clone(worker), Rc::clone(caller), request));
-    let io = TokioIo::new(observed);
+    let io = TokioIo::new(gate);
     let outcome = if is_http2 {
         caller.is_http2();
         let connection = http2_builder(worker, caller).serve_connection(io, service);
@@ -249,7 +250,7 @@ async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket
     } else {
         let connection = http1::Builder::new()
             .header_read_timeout(None) // ours: one timer per worker, not one per request
-            .max_buf_size(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES)
+            .max_buf_size(worker.limits.head_bytes_max() + PARSER_SLACK_BYTES)
             .serve_connection(io, service);
         until_over(worker, caller, connection, http1::Connection::graceful_shutdown).await
     };
@@ -285,7 +286,7 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
 
 /// What a caller may use of HTTP/2 (P-20, P-22; RFC 9113 §6.5.2).
 fn http2_builder(worker: &Worker, caller: &Rc<CallerConnection>) -> http2::Builder<StreamExecutor> {
-    let header_list_max = u32::try_from(worker.limits.headers_bytes_max * 2 + PARSER_SLACK_BYTES);
+    let header_list_max = u32::try_from(worker.limits.headers_bytes_max * 2 + HEADER_LIST_SLACK_BYTES);
     let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(caller)));
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -308,5 +309,7 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 const TICKS_PER_SECOND: u64 = 4;
 /// Idle connections to instances are looked through every five seconds.
 const PRUNE_EVERY_TICKS: u64 = 20;
+/// The parser's buffer is never full before a head is whole.
+const PARSER_SLACK_BYTES: usize = 8 * 1024;
 /// So that a head just over our own limits is still parsed, and refused with an answer that says so.
-const PARSER_SLACK_BYTES: usize = 64 * 1024;
+const HEADER_LIST_SLACK_BYTES: usize = 64 * 1024;

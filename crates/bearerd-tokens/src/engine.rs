@@ -28,11 +28,11 @@ use tracing::error;
 
 use crate::{
     AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, ProcessPlace, RecordsCallError,
-    RevocationCallError, TokenSettings, UserCallError, Waiting,
+    RevocationCallError, Roster, TokenSettings, UserCallError, Waiting,
     ahead::Recovered,
     endpoint::{call_token_endpoint, connector_for, read_records, read_user, revoke_token},
     gates::{Gates, TOKEN_CALLS_MAX},
-    lending::Sole,
+    lending::HeldRoster,
     metrics::Metrics,
     slot::Slot,
 };
@@ -61,7 +61,7 @@ pub(crate) struct Inner {
     pub(crate) due: Mutex<Due>,
     pub(crate) due_changed: Notify,
     pub(crate) recovered: Recovered,
-    pub(crate) sole: Mutex<Sole>,
+    pub(crate) roster: Mutex<HeldRoster>,
     pub(crate) gates: Gates,
     pub(crate) metrics: Metrics,
     pub(crate) runtime: Handle,
@@ -102,7 +102,7 @@ impl TokenEngine {
             due: Mutex::default(),
             due_changed: Notify::new(),
             recovered,
-            sole: Mutex::default(),
+            roster: Mutex::default(),
             gates: Gates::default(),
             metrics: Metrics::register(registry)?,
             runtime: Handle::current(),
@@ -266,7 +266,7 @@ impl TokenEngine {
     /// Takes everything over again, as [`Self::apply`] does: the change log does not reach back far enough, or the
     /// store may have gone back a few writes. What memory holds newer than the store is offered to it again.
     pub async fn apply_all(&self) -> Vec<(RecordKey, StoreError)> {
-        self.inner.sole_is_unknown();
+        self.inner.roster_is_unknown();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
         let connections: Vec<RecordKey> =
             ids.iter().map(|id| RecordKey::new(Kind::Connection, id.as_str())).collect();
@@ -383,8 +383,8 @@ impl AccessTokens for TokenEngine {
         Box::pin(self.inner.clone().refused(id.clone(), token.clone()))
     }
 
-    fn sole_connection(&self) -> Waiting<Option<ConnectionId>> {
-        Box::pin(self.inner.clone().sole_connection())
+    fn roster(&self) -> Waiting<Option<Roster>> {
+        Box::pin(self.inner.clone().roster())
     }
 }
 

@@ -1133,11 +1133,15 @@ async fn a_damaged_record_closes_itself_and_nothing_else() {
     assert!(world.engine.apply_all().await.is_empty());
 }
 
-// --- the only connection --------------------------------------------------------------------------------------------
+// --- the roster -----------------------------------------------------------------------------------------------------
+
+async fn roster(world: &World) -> Vec<String> {
+    world.engine.roster().await.unwrap().iter().map(|(id, _)| id.to_string()).collect()
+}
 
 /// An answer that was read before a change is not kept after it.
 #[tokio::test]
-async fn the_only_connection_is_the_only_one() {
+async fn the_roster_is_of_all_connections() {
     let world = Arc::new(World::fresh(NEW).await);
     let other = world.clone();
     world.backend.on(After::List(Kind::Connection), 0, async move || {
@@ -1145,29 +1149,41 @@ async fn the_only_connection_is_the_only_one() {
         other.store.create(&second).await.unwrap().unwrap();
         other.apply(Kind::Connection, "d").await;
     });
-    world.engine.sole_connection().await;
-    assert_eq!(world.engine.sole_connection().await, None);
+    world.engine.roster().await;
+    assert_eq!(roster(&world).await, ["c", "d"]);
     let revision = world.store.load::<Connection>("d").await.unwrap().unwrap().revision;
     world.store.delete::<Connection>("d", revision).await.unwrap();
-    assert_eq!(world.engine.sole_connection().await, None); // kept, until the change is told
+    assert_eq!(roster(&world).await, ["c", "d"]); // kept, until the change is told
     world.engine.apply_all().await; // nothing is held: told all the same
-    assert_eq!(world.engine.sole_connection().await, Some(c()));
+    assert_eq!(roster(&world).await, ["c"]);
+}
+
+/// A rule may select by labels: a connection that has others is another answer.
+#[tokio::test]
+async fn the_roster_has_the_labels_of_now() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    assert_eq!(world.engine.roster().await.unwrap()[0].1, BTreeMap::new());
+    let labels = BTreeMap::from([("env".to_owned(), "prod".to_owned())]);
+    world.write(|connection| connection.labels = labels.clone()).await;
+    world.apply(Kind::Connection, "c").await;
+    assert_eq!(world.engine.roster().await.unwrap()[0].1, labels);
 }
 
 /// A call that names no connection is one that a cached token can answer: an outage of the store does not fail it, and a
 /// refresh is no reason to ask anew.
 #[tokio::test]
-async fn the_only_connection_is_known_without_the_store() {
+async fn the_roster_is_known_without_the_store() {
     let world = World::fresh(NEW).await;
     world.acquire().await.unwrap();
-    assert_eq!(world.engine.sole_connection().await, Some(c()));
+    assert_eq!(roster(&world).await, ["c"]);
     world.backend.on(After::List(Kind::Connection), 0, async || panic!("asked again"));
     world.engine.refresh_now(&c()).await.unwrap();
     world.apply(Kind::Connection, "c").await;
-    assert_eq!(world.engine.sole_connection().await, Some(c()));
+    assert_eq!(roster(&world).await, ["c"]);
     world.backend.down.store(true, SeqCst);
     assert!(!world.engine.apply_all().await.is_empty());
-    assert_eq!(world.engine.sole_connection().await, Some(c()), "as it was last");
+    assert_eq!(roster(&world).await, ["c"], "as it was last");
 }
 
 #[path = "company_tests.rs"]

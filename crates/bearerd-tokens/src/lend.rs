@@ -135,7 +135,9 @@ pub trait AccessTokens: fmt::Debug + Send + Sync + 'static {
     /// its generation gets.
     fn refused(&self, id: &ConnectionId, token: &LentToken) -> Waiting<AfterRefusal>;
 
-    /// The only connection that the store holds, if it holds exactly one: lets a key whose policy opens every
-    /// connection leave the connection out.
-    fn sole_connection(&self) -> Waiting<Option<ConnectionId>>;
+    /// All connections, where they are few (at most 100): lets a key whose rules select one of them leave it out.
+    fn roster(&self) -> Waiting<Option<Roster>>;
 }
+
+/// Connections with their labels.
+pub type Roster = Arc<[(ConnectionId, BTreeMap<String, String>)]>;

@@ -8,16 +8,16 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    AfterRefusal, LendError, LentToken,
+    AfterRefusal, LendError, LentToken, Roster,
     engine::{Inner, lock, unavailable},
     slot::{Lendable, Slot},
 };
 
-/// The answer to "which is the only connection?", until one comes or goes.
+/// What [`AccessTokens::roster`](crate::AccessTokens::roster) answers, until a connection comes, goes or is labelled anew.
 #[derive(Debug, Default)]
-pub(crate) struct Sole {
+pub(crate) struct HeldRoster {
     /// What the store last said; also where it may no longer be so, for when it does not answer.
-    answer: Option<ConnectionId>,
+    answer: Option<Roster>,
     is_known: bool,
     /// Grows with every change, so that an answer that was read before one is not taken for one after it.
     changes: u64,
@@ -123,32 +123,34 @@ impl Inner {
         }
     }
 
-    pub(crate) fn sole_is_unknown(&self) {
-        let mut sole = lock(&self.sole);
-        sole.is_known = false;
-        sole.changes += 1;
+    pub(crate) fn roster_is_unknown(&self) {
+        let mut held = lock(&self.roster);
+        held.is_known = false;
+        held.changes += 1;
     }
 
-    pub(crate) async fn sole_connection(self: Arc<Self>) -> Option<ConnectionId> {
+    pub(crate) async fn roster(self: Arc<Self>) -> Option<Roster> {
         let changes = {
-            let sole = lock(&self.sole);
-            if sole.is_known {
-                return sole.answer.clone();
+            let held = lock(&self.roster);
+            if held.is_known {
+                return held.answer.clone();
             }
-            sole.changes
+            held.changes
         };
-        let Ok(page) = self.store.list::<Connection>(None, 2).await else {
-            return lock(&self.sole).answer.clone(); // an outage of the store fails no call (product contract §7)
+        let Ok(page) = self.store.list::<Connection>(None, ROSTER_MAX + 1).await else {
+            return lock(&self.roster).answer.clone(); // an outage of the store fails no call (product contract §7)
         };
-        let found = match page.records.as_slice() {
-            [only] if page.damaged.is_empty() => Some(only.record.id.clone()),
-            _ => None,
-        };
-        let mut sole = lock(&self.sole);
-        if sole.changes == changes {
-            sole.is_known = true;
-            sole.answer.clone_from(&found);
+        let are_few = page.damaged.is_empty() && page.records.len() <= ROSTER_MAX;
+        let labelled = page.records.into_iter().map(|stored| (stored.record.id, stored.record.labels));
+        let found = are_few.then(|| labelled.collect());
+        let mut held = lock(&self.roster);
+        if held.changes == changes {
+            held.is_known = true;
+            held.answer.clone_from(&found);
         }
         found
     }
 }
+
+/// With more connections than this, only one that is named by its id can be left out of a call.
+const ROSTER_MAX: usize = 100;

@@ -29,7 +29,8 @@ pub use bearerd_refresh::{Obtained, TokenCall, TokenCallError, grant_from};
 pub use endpoint::{RecordsCallError, RevocationCallError, UserCallError};
 pub use engine::{ReadRecords, TokenEngine};
 pub use lend::{
-    AccessTokens, AfterRefusal, ConnectionView, LastUse, LendError, LentToken, Standing, Upstream, Waiting,
+    AccessTokens, AfterRefusal, ConnectionView, LastUse, LendError, LentToken, Roster, Standing, Upstream,
+    Waiting,
 };
 pub use place::ProcessPlace;
 pub use settings::TokenSettings;

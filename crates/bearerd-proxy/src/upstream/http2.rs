@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bearerd_net::Stream;
@@ -18,7 +19,11 @@ use hyper::{
     client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::TokioIo;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, spawn_local},
+    time::timeout,
+};
 
 use crate::{
     answer_head,
@@ -39,7 +44,22 @@ pub(crate) struct Shared {
     given_up: Cell<u32>,
     /// No further call is to go over it.
     retired: Cell<bool>,
+    settings: Rc<Settings>,
     driver: AbortHandle,
+}
+
+/// Whether the instance has said how many calls at once it admits.
+#[derive(Debug, Default)]
+struct Settings {
+    came: Cell<bool>,
+    told: Notify,
+}
+
+impl Settings {
+    fn come(&self) {
+        self.came.set(true);
+        self.told.notify_waiters();
+    }
 }
 
 impl Drop for Shared {
@@ -60,14 +80,23 @@ impl Shared {
             .await?;
         let connection = Rc::new(RefCell::new(Some(Box::pin(connection))));
         let alive = Rc::clone(&connection);
+        let settings = Rc::new(Settings::default());
+        let told = Rc::clone(&settings);
         let driver = spawn_local(async move {
             let ended = poll_fn(|cx| match &mut *alive.borrow_mut() {
-                Some(connection) => connection.as_mut().poll(cx),
+                Some(connection) => {
+                    let ended = connection.as_mut().poll(cx);
+                    if !told.came.get() && connection.current_max_send_streams() != CALLS_BEFORE_SETTINGS {
+                        told.come();
+                    }
+                    ended
+                }
                 None => Poll::Ready(Ok(())),
             });
             let ended = ended.await;
             // What waits in it is told by that.
             drop(alive.take());
+            told.come();
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection to an instance ended");
             }
@@ -79,6 +108,7 @@ impl Shared {
             calls: Cell::new(0),
             given_up: Cell::new(0),
             retired: Cell::new(false),
+            settings,
             driver,
         })
     }
@@ -91,6 +121,19 @@ impl Shared {
     pub(crate) fn has_room(&self) -> bool {
         let admitted = self.connection.borrow().as_ref().map_or(0, |live| live.current_max_send_streams());
         self.calls.get() < CALLS_MAX.min(admitted) && !self.is_closed()
+    }
+
+    /// Whether it may have more room as soon as the instance has said how much.
+    pub(crate) fn may_grow(&self) -> bool {
+        !self.settings.came.get() && !self.is_closed()
+    }
+
+    /// Waits for that, and no longer than a short while.
+    pub(crate) async fn grown(&self) {
+        let told = self.settings.told.notified();
+        if self.may_grow() && timeout(SETTINGS_WAIT_MAX, told).await.is_err() {
+            self.settings.come();
+        }
     }
 
     pub(crate) fn retire(&self) {
@@ -206,8 +249,10 @@ where
 
 /// Calls at once on one connection, if the instance admits so many; further ones open another.
 const CALLS_MAX: usize = 100;
-/// Until the instance has said how many it admits.
-const CALLS_BEFORE_SETTINGS: usize = 10;
+/// Until the instance has said how many it admits. One that says just this is waited for in vain, hence an odd number.
+const CALLS_BEFORE_SETTINGS: usize = 13;
+/// An instance says it with its first bytes (RFC 9113 §3.4).
+const SETTINGS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Answers to calls that were given up may still arrive. h2 counts those that come late, and breaks the connection and
 /// every call on it at 1,024 over its life; before that, no further call goes over it.
 const GIVEN_UP_MAX: u32 = 500;

@@ -1,6 +1,6 @@
 //! Calls that go through: what the instance receives, what the caller receives, and on which connections.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_model::{ConnectionSelector, UnixTime};
 use bearerd_proxy::ProxySettings;
@@ -111,11 +111,15 @@ async fn the_connection_is_the_named_or_the_default_or_the_only_one() {
     assert_eq!(called("", "").await, "it");
     publish(ids(&["it", "hr"]));
     assert_eq!(called("", "").await, "request_malformed");
+    let labels = |name: &str| BTreeMap::from([("name".to_owned(), name.to_owned())]);
+    let roster = |names: &[&str]| Some(names.iter().map(|name| (id(name), labels(name))).collect());
     publish(ConnectionSelector::All);
-    assert_eq!(called("", "").await, "request_malformed");
-    door.tokens.set_sole(Some(id("it")));
+    assert_eq!(called("", "").await, "request_malformed"); // too many to say
+    door.tokens.set_roster(roster(&["it"]));
     assert_eq!(called("", "").await, "it");
-    publish(ConnectionSelector::Labels([("name".to_owned(), "it".to_owned())].into()));
+    door.tokens.set_roster(roster(&["hr", "it"]));
+    assert_eq!(called("", "").await, "request_malformed");
+    publish(ConnectionSelector::Labels(labels("it")));
     assert_eq!(called("", "").await, "it");
     assert_eq!(called("", "connection-id: hr\r\n").await, "connection_unknown");
     // Out of memory: loaded, and used.

@@ -17,6 +17,7 @@ async fn hostile_heads_are_refused_and_the_connection_closed() {
     let key = door.key.expose();
     let path = "/api/now/table/incident";
     let good = format!("host: b.example\r\nx-api-key: {key}\r\n");
+    let mut refused = 0;
     for (what, bytes) in [
         (
             "CL then TE",
@@ -55,7 +56,7 @@ async fn hostile_heads_are_refused_and_the_connection_closed() {
         ("OPTIONS *", format!("OPTIONS * HTTP/1.1\r\n{good}\r\n")),
         ("lower-case method", format!("get {path} HTTP/1.1\r\n{good}\r\n")),
         ("expectation", format!("POST {path} HTTP/1.1\r\n{good}expect: 200-ok\r\n\r\n")),
-        // hyper's own refusals.
+        // What hyper would refuse with a bare status.
         ("TE in 1.0", format!("POST {path} HTTP/1.0\r\n{good}transfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
         (
             "TE not chunked",
@@ -81,15 +82,28 @@ async fn hostile_heads_are_refused_and_the_connection_closed() {
         // The rest would be a clean request; nobody must take it for one.
         caller.try_send(bytes + &door.head(&format!("GET {path}"), "")).await;
         let answer = caller.answer(false).await;
-        assert!(
-            matches!(answer.status, 400 | 405 | 413 | 414 | 417 | 431 | 505),
-            "{what}: {}",
-            answer.status
-        );
+        let expected = match what {
+            "CONNECT" | "TRACE" | "TRACK" | "OPTIONS *" | "lower-case method" => (405, "method_refused"),
+            "expectation" => (417, "expectation_refused"),
+            "many headers" | "long header" => (431, "headers_too_large"),
+            "long target" => (414, "target_too_long"),
+            _ => (400, "request_malformed"),
+        };
+        assert_eq!((answer.status, answer.code()), expected, "{what}");
+        assert!(answer.header("x-request-id").is_some(), "{what}");
+        refused += 1;
         let rest = caller.closed().await;
         assert!(rest.is_empty(), "{what}: {}", String::from_utf8_lossy(&rest));
     }
     assert_eq!(instance.accepted(), 0);
+    let counted: u64 = ["GET", "POST", "other"]
+        .map(|method| {
+            let labels = format!("{{method=\"{method}\",origin=\"bearerd\",status_class=\"4xx\"}}");
+            door.metric(&format!("bearerd_proxy_requests_total{labels}"))
+        })
+        .iter()
+        .sum();
+    assert_eq!(counted, refused);
 }
 
 /// P-02: a fault in a later request does not spoil the ones before it, and ends what comes after it.

@@ -21,7 +21,7 @@ use bearerd_net::{Connector, EgressSettings, Listener};
 use bearerd_policy::{ApiKey, KeyKind, SharedSnapshot, Snapshot};
 use bearerd_proxy::{ProxyDoor, ProxyMetrics, ProxySettings};
 use bearerd_tokens::{
-    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, Standing, Upstream, Waiting,
+    AccessTokens, AfterRefusal, ConnectionView, LendError, LentToken, Roster, Standing, Upstream, Waiting,
 };
 use http::HeaderValue;
 use prometheus::{TextEncoder, core::Collector};
@@ -61,7 +61,7 @@ struct State {
     after_refusal: Option<AfterRefusal>,
     refresh_ends: Option<oneshot::Receiver<()>>,
     acquire: Option<Result<LentToken, LendError>>,
-    sole: Option<ConnectionId>,
+    roster: Option<Roster>,
     loads: usize,
 }
 
@@ -98,8 +98,8 @@ impl FakeTokens {
         self.lock().acquire = Some(outcome);
     }
 
-    pub(crate) fn set_sole(&self, sole: Option<ConnectionId>) {
-        self.lock().sole = sole;
+    pub(crate) fn set_roster(&self, roster: Option<Roster>) {
+        self.lock().roster = roster;
     }
 
     /// Another token of a connection, for where its calls go.
@@ -151,9 +151,9 @@ impl AccessTokens for FakeTokens {
         })
     }
 
-    fn sole_connection(&self) -> Waiting<Option<ConnectionId>> {
-        let sole = self.lock().sole.clone();
-        Box::pin(async { sole })
+    fn roster(&self) -> Waiting<Option<Roster>> {
+        let roster = self.lock().roster.clone();
+        Box::pin(async { roster })
     }
 }
 
