@@ -306,6 +306,25 @@ mod tests {
             }
         }
 
+        /// However the clock was set: who waits as long as it is told is admitted, and nobody is told to wait for long.
+        #[test]
+        fn whatever_the_clock_does_the_wait_is_short_and_true(
+            (calls, per_s, burst) in (1..50_u32, 1..20_u32, prop::option::of(1..20_u32)),
+            steps_ms in collection::vec(prop_oneof![-100..100_i64, -90_000..90_000_i64, -90_000_000..90_000_000_i64], 1..100),
+        ) {
+            let limits = KeyLimits::new(Some(limit(calls, per_s, burst)), None);
+            let interval = Duration::from_secs(per_s.into()) / calls;
+            let mut now_ms = 100_000_000_i64;
+            for step in steps_ms {
+                now_ms = (now_ms + step).max(0);
+                while let Err(LimitRefusal::Rate { retry_after }) = limits.admit(at(now_ms.unsigned_abs())) {
+                    prop_assert!(retry_after <= interval + Duration::from_millis(60_001), "{:?}", retry_after);
+                    now_ms += i64::try_from(retry_after.as_nanos().div_ceil(1_000_000)).unwrap();
+                    prop_assert!(limits.admit(at(now_ms.unsigned_abs())).is_ok());
+                }
+            }
+        }
+
         #[test]
         fn who_keeps_to_the_rate_is_admitted(
             (calls, per_s) in (1..50_u32, 1..20_u32), extra_ms in collection::vec(0..100_u64, 1..100),

@@ -33,10 +33,10 @@ pub(crate) enum BodyFault {
 /// The body of one call. The chunks that passed are kept, up to a limit, for the one replay after a 401; beyond it
 /// nothing is kept.
 #[derive(Debug, Clone)]
-pub(crate) struct CallerBody(Rc<Shared>);
+pub(crate) struct CallerBody(Rc<SentBody>);
 
 #[derive(Debug)]
-struct Shared {
+struct SentBody {
     incoming: RefCell<Incoming>,
     caller: Rc<CallerConnection>,
     kept: RefCell<Kept>,
@@ -71,7 +71,7 @@ impl CallerBody {
         keep_bytes_max: usize,
         now: Coarse,
     ) -> Self {
-        Self(Rc::new(Shared {
+        Self(Rc::new(SentBody {
             caller,
             ended: Cell::new(incoming.is_end_stream()),
             incoming: RefCell::new(incoming),
@@ -175,7 +175,7 @@ pub(crate) struct UpstreamBody(Option<Attempt>);
 
 #[derive(Debug)]
 struct Attempt {
-    body: Rc<Shared>,
+    body: Rc<SentBody>,
     number: u32,
     /// Kept chunks that this attempt has sent.
     at: usize,
@@ -244,7 +244,7 @@ impl Attempt {
     }
 }
 
-impl Shared {
+impl SentBody {
     /// The next chunk from the caller; trailers are dropped.
     fn poll_new_chunk(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyFault>> {
         let mut incoming = self.incoming.borrow_mut();
@@ -327,12 +327,12 @@ pub(crate) struct AnswerBody(Kind);
 #[derive(Debug)]
 enum Kind {
     Own(Bytes),
-    Streamed(Stream, UnderWay),
+    Streamed(InstanceBody, UnderWay),
 }
 
 /// A body of the instance, as it comes.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(crate) struct InstanceBody {
     /// `None`: it was read to its end, and its connection has gone back to the pool. Dropped before, it closes the
     /// connection.
     answer: Option<AnswerStream>,
@@ -355,14 +355,14 @@ impl AnswerBody {
         }
     }
 
-    pub(crate) fn streamed(mut stream: Stream, mut under_way: UnderWay) -> Self {
+    pub(crate) fn streamed(mut stream: InstanceBody, mut under_way: UnderWay) -> Self {
         under_way.streams();
         stream.end_at_end(&mut under_way);
         Self(Kind::Streamed(stream, under_way))
     }
 }
 
-impl Stream {
+impl InstanceBody {
     pub(crate) fn new(answer: AnswerStream, pool: Rc<Pool>, idle_max_ms: u64, now: Coarse) -> Self {
         Self { answer: Some(answer), pool, idle_max_ms, waiting_since: None, now }
     }

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use crate::{
     admit::{self, Asked, Known, Opening, Step},
     answer_head::{self, Base},
-    body::{AnswerBody, BodyFault, CallerBody, UpstreamBody},
+    body::{AnswerBody, BodyFault, CallerBody, InstanceBody, UpstreamBody},
     caller::CallerConnection,
     credentials,
     error::{Code, Fault, Wanted},
@@ -39,7 +39,9 @@ use crate::{
     settings::FamilyLimits,
     token_endpoint,
     under_way::UnderWay,
-    upstream::{AnswerHead, AnswerStream, Connection, Exchange, ExchangeFault, Shared, taken_apart},
+    upstream::{
+        AnswerHead, AnswerStream, Connection, Exchange, ExchangeFault, SharedConnection, taken_apart,
+    },
     upstream_head::{self, Length, Ours},
     worker::Worker,
 };
@@ -81,13 +83,10 @@ pub(crate) async fn serve(
 
 /// What a call is answered with.
 enum Answer {
-    Instance(Response<FromInstance>),
+    Instance(Response<InstanceBody>),
     /// A token response.
     Own(Response<AnswerBody>),
 }
-
-/// A body of the instance that is about to stream.
-type FromInstance = crate::body::Stream;
 
 /// A fault, and the connection it concerns once that is settled: for the log.
 struct Failed {
@@ -205,7 +204,7 @@ async fn answer(
         connection: route.connection,
         instance: &view.upstream.instance,
     };
-    let stream = FromInstance::new(stream, pool, limits.body_idle_ms, worker.now.clone());
+    let stream = InstanceBody::new(stream, pool, limits.body_idle_ms, worker.now.clone());
     let mut response = Response::new(stream);
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer_head::headers(answer.headers, base, request_id.value());
@@ -508,7 +507,7 @@ impl Outgoing<'_> {
 
     async fn over_http2(
         &self,
-        shared: &Rc<Shared>,
+        shared: &Rc<SharedConnection>,
         pool: &Pool,
         bearer: &HeaderValue,
         body: UpstreamBody,

@@ -237,12 +237,12 @@ impl CallerConnection {
 
 /// An answer that streams over HTTP/2, for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct Streaming {
     caller: Rc<CallerConnection>,
     number: u64,
 }
 
-impl Taken {
+impl Streaming {
     /// `None` over HTTP/1, where a caller that takes nothing shows in the socket.
     pub(crate) fn new(caller: &Rc<CallerConnection>, now: u64) -> Option<Self> {
         matches!(&*caller.watch.borrow(), Watch::Http2(_)).then(|| {
@@ -258,7 +258,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Streaming {
     fn drop(&mut self) {
         self.caller.streams.asked_at.borrow_mut().remove(&self.number);
     }

@@ -16,7 +16,7 @@ use crate::{
     metrics::{ProxyMetrics, Shard},
     places::AllPlaces,
     settings::{ProxySettings, ProxySettingsError},
-    worker::{Parts, Worker},
+    worker::{Worker, WorkerParts},
 };
 
 /// Why the door cannot be opened.
@@ -56,7 +56,7 @@ impl ProxyDoor {
         let mut limits = settings.limits()?;
         limits.tls = listener.is_tls();
         let places = Arc::new(AllPlaces::new(limits.places));
-        let parts = Parts { limits: Arc::new(limits), shared: snapshot, tokens, clock, places };
+        let parts = WorkerParts { limits: Arc::new(limits), shared: snapshot, tokens, clock, places };
         let (stop, stopped) = watch::channel(None);
         let mut door = Self { stop, workers: Vec::new() };
         for number in 0..settings.worker_count() {
@@ -93,7 +93,7 @@ impl ProxyDoor {
 
 fn run_worker(
     listener: Listener,
-    parts: Parts,
+    parts: WorkerParts,
     shard: Arc<Shard>,
     access: AccessWriter,
     stopped: watch::Receiver<Option<Duration>>,

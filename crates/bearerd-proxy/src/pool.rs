@@ -23,7 +23,7 @@ use crate::{
     coarse::Coarse,
     metrics::Shard,
     places::{AllPlaces, Places},
-    upstream::{Connection, Shared},
+    upstream::{Connection, SharedConnection},
 };
 
 /// All pools of a worker.
@@ -53,7 +53,7 @@ pub(crate) struct Pool {
     /// The longest idle one first.
     idle: RefCell<Vec<Idle>>,
     /// Over HTTP/2, where the connector offers that.
-    shared: RefCell<Vec<Rc<Shared>>>,
+    shared: RefCell<Vec<Rc<SharedConnection>>>,
     /// How many of those have been opened.
     shared_opened: Cell<u64>,
     opening: Mutex<()>,
@@ -81,7 +81,7 @@ pub(crate) enum Way {
     /// For this request alone.
     Http1(Connection),
     /// Beside others.
-    Http2(Rc<Shared>),
+    Http2(Rc<SharedConnection>),
 }
 
 impl Pools {
@@ -196,7 +196,7 @@ impl Pools {
         let stream = pool.connector.connect_limited(&pool.instance, limit).await?;
         self.shard.upstream_opened.add_one();
         let way = if stream.negotiated_h2() {
-            let shared = Shared::begin(stream).await.map_err(|_| ConnectError::ClosedEarly)?;
+            let shared = SharedConnection::begin(stream).await.map_err(|_| ConnectError::ClosedEarly)?;
             Way::Http2(Rc::new(shared))
         } else {
             Way::Http1(Connection::new(stream))

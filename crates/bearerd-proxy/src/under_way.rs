@@ -12,7 +12,7 @@ use http::{StatusCode, Version, request};
 use crate::{
     answer_head,
     body::{AnswerFault, CallerBody},
-    caller::{CallerConnection, Taken},
+    caller::{CallerConnection, Streaming},
     error::{Code, Fault},
     metrics::Origin,
     names,
@@ -45,7 +45,7 @@ struct Call {
     in_flight: Option<InFlight>,
     place: Option<Place>,
     body: Option<CallerBody>,
-    taken: Option<Taken>,
+    streaming: Option<Streaming>,
 }
 
 impl UnderWay {
@@ -79,7 +79,7 @@ impl UnderWay {
             in_flight: None,
             place: None,
             body: None,
-            taken: None,
+            streaming: None,
             worker: Rc::clone(worker),
             caller,
         }))
@@ -152,20 +152,20 @@ impl UnderWay {
     /// The answer is about to stream.
     pub(crate) fn streams(&mut self) {
         let call = &mut *self.0;
-        call.taken = Taken::new(&call.caller, call.worker.now.now());
+        call.streaming = Streaming::new(&call.caller, call.worker.now.now());
     }
 
     /// The caller has room for more of the answer.
     pub(crate) fn asked(&self) {
-        if let Some(taken) = &self.0.taken {
-            taken.asked(self.0.worker.now.now());
+        if let Some(streaming) = &self.0.streaming {
+            streaming.asked(self.0.worker.now.now());
         }
     }
 
     /// So much of the answer was handed on.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.0.record.bytes_out += bytes as u64;
-        if self.0.taken.is_some() {
+        if self.0.streaming.is_some() {
             self.0.caller.answers(bytes);
         }
     }

@@ -68,7 +68,7 @@ pub(crate) struct Worker {
 
 /// What a door's workers are made of.
 #[derive(Debug, Clone)]
-pub(crate) struct Parts {
+pub(crate) struct WorkerParts {
     pub(crate) limits: Arc<Limits>,
     pub(crate) shared: Arc<SharedSnapshot>,
     pub(crate) tokens: Arc<dyn AccessTokens>,
@@ -78,7 +78,7 @@ pub(crate) struct Parts {
 
 impl Worker {
     pub(crate) fn new(
-        parts: Parts,
+        parts: WorkerParts,
         shard: Arc<Shard>,
         access: AccessWriter,
         callers_rule: Arc<CallerRule>,

@@ -35,7 +35,7 @@ type Driven = http2::Connection<TokioIo<Stream>, UpstreamBody, LocalExecutor>;
 
 /// A connection that calls share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct SharedConnection {
     sender: http2::SendRequest<UpstreamBody>,
     /// Says how many calls at once the instance admits; `None` once it has ended.
     connection: Rc<RefCell<Option<Pin<Box<Driven>>>>>,
@@ -62,13 +62,13 @@ impl Settings {
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-impl Shared {
+impl SharedConnection {
     /// Speaks first; the instance may refuse only later.
     pub(crate) async fn begin(stream: Stream) -> Result<Self, hyper::Error> {
         let (sender, connection) = http2::Builder::new(LocalExecutor)
@@ -154,7 +154,7 @@ impl Shared {
 /// A call on a shared connection, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Held {
-    shared: Rc<Shared>,
+    shared: Rc<SharedConnection>,
     /// The answer has come to its end.
     ended: bool,
 }

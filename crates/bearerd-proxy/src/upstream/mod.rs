@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 pub(crate) use answer::AnswerHead;
 pub(crate) use connection::{Connection, Exchange, ExchangeFault};
-pub(crate) use http2::{Shared, taken_apart};
+pub(crate) use http2::{SharedConnection, taken_apart};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use {
     answer::{Framing, Parsed, parse},
