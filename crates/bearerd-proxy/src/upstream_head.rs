@@ -93,10 +93,9 @@ pub(crate) fn headers(sent: &HeaderMap, bearer: &HeaderValue) -> HeaderMap {
 /// The caller's headers, minus what must not pass.
 fn for_each_passing(sent: &HeaderMap, mut pass: impl FnMut(&HeaderName, &HeaderValue)) {
     let listed = ConnectionListed::of(sent);
-    let traced = traceparent(sent).is_some();
+    let is_traced = |name: &str| !matches!(name, "traceparent" | "tracestate") || traceparent(sent).is_some();
     for (name, value) in sent {
-        let untraceable = !traced && matches!(name.as_str(), "traceparent" | "tracestate");
-        if passes(name.as_str()) && !untraceable && !listed.holds(name.as_str()) {
+        if passes(name.as_str()) && is_traced(name.as_str()) && !listed.holds(name.as_str()) {
             pass(name, value);
         }
     }
