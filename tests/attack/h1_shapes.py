@@ -266,6 +266,7 @@ shapes("control", "field-value", {
 })
 shapes("name", "field-name", {
     "space before colon": get(b"X-A : b"),
+    "space before colon, head": get(b"X-A : b", start=b"HEAD " + TARGET + b" HTTP/1.1"),
     "tab before colon": get(b"X-A\t: b"),
     "length, space before colon": post(b"Content-Length : 3", body=b"abc"),
     "coding, space before colon": post(b"Transfer-Encoding : chunked", body=CHUNKS),
@@ -312,6 +313,7 @@ shapes("host", "host", {
 })
 
 shapes("form", "origin-form", {
+    "head of an authority": start(b"HEAD b.example HTTP/1.1"),
     "absolute": start(b"GET http://b.example/api/now/table/incident?n=TAG HTTP/1.1"),
     "absolute, other host": start(b"GET http://evil.example/api/now/table/incident?n=TAG HTTP/1.1"),
     "absolute https": start(b"GET https://b.example/api/now/table/incident HTTP/1.1"),

@@ -39,6 +39,8 @@ pub(crate) struct CallerConnection {
     head_since: Cell<Option<u64>>,
     /// The caller takes no bytes.
     blocked_since: Cell<Option<u64>>,
+    /// Nothing more is sent to it, and what it still sends is thrown away.
+    lingers_since: Cell<Option<u64>>,
     /// When the call under way must have ended, over HTTP/1: a caller that takes a little now and then is not asked for
     /// more in between.
     call_until: Cell<Option<u64>>,
@@ -75,6 +77,7 @@ impl CallerConnection {
             // A connection that says nothing is as slow as one that says half a head.
             head_since: Cell::new(Some(now)),
             blocked_since: Cell::new(None),
+            lingers_since: Cell::new(None),
             call_until: Cell::new(None),
             streams: Streams::default(),
         }
@@ -175,7 +178,7 @@ impl CallerConnection {
             }
             Watch::Http2(guard) => {
                 guard.feed(bytes);
-                Reading { passed: bytes.len(), refused: false }
+                Reading { passed: bytes.len(), instead: None }
             }
         }
     }
@@ -187,6 +190,16 @@ impl CallerConnection {
         }
     }
 
+    /// It was told all that it will be.
+    pub(crate) fn lingers(&self, now: u64) {
+        self.lingers_since.set(Some(now));
+    }
+
+    /// It is inside a request that is not read to its end.
+    pub(crate) fn is_sending(&self) -> bool {
+        matches!(&*self.watch.borrow(), Watch::Http1(scanner) if scanner.is_in_request())
+    }
+
     /// Past a limit of its own: it is closed without an answer, which no one waits for.
     pub(crate) fn is_over(&self, now: &Coarse, limits: &Limits) -> bool {
         let past = |since: Option<u64>, limit_ms| since.is_some_and(|since| now.is_past(since, limit_ms));
@@ -194,6 +207,7 @@ impl CallerConnection {
         self.floods()
             || past(self.blocked_since.get(), limits.body_idle_ms)
             || past(self.call_until.get(), 0)
+            || past(self.lingers_since.get(), LINGER_MS)
             || (between_calls && past(self.head_since.get(), limits.header_read_ms))
             || (between_calls && now.is_past(self.active_at.get(), limits.keep_alive_ms))
             || self.streams.asked_at.borrow().values().any(|at| now.is_past(*at, limits.body_idle_ms))
@@ -312,5 +326,7 @@ impl<F> Drop for Ticking<F> {
     }
 }
 
+/// How long a caller may send on after its answer.
+const LINGER_MS: u64 = 2_000;
 /// A call younger than this has run into no limit yet: the shortest is a second.
 const LOOKED_AT_AFTER_MS: u64 = 500;

@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -29,6 +30,8 @@ pub(crate) struct Gate {
     ready: usize,
     /// A head was refused: nothing that comes behind it is looked at.
     refused: bool,
+    /// Nothing more is sent.
+    is_shut: bool,
 }
 
 impl Gate {
@@ -44,6 +47,7 @@ impl Gate {
             held: Vec::new(),
             ready: 0,
             refused: false,
+            is_shut: false,
         }
     }
 
@@ -113,7 +117,7 @@ impl AsyncRead for Gate {
                 buffer.set_filled(before);
                 continue;
             }
-            let Reading { passed, refused } = self.caller.read(read, self.now.now());
+            let Reading { passed, instead } = self.caller.read(read, self.now.now());
             if passed == read.len() && self.held.is_empty() {
                 return Poll::Ready(Ok(())); // almost always
             }
@@ -126,11 +130,11 @@ impl AsyncRead for Gate {
                 self.held.extend_from_slice(read);
                 buffer.set_filled(before);
             }
-            if refused {
+            if let Some(instead) = instead {
                 let ready = self.ready;
                 self.refused = true;
                 self.held.truncate(ready);
-                self.held.extend_from_slice(IN_PLACE_OF_REFUSED);
+                self.held.extend_from_slice(instead);
                 self.ready = self.held.len();
             }
             if buffer.filled().len() > before {
@@ -163,12 +167,26 @@ impl AsyncWrite for Gate {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// What its caller goes on to send is read and thrown away for a while: a reset could take the answer with it
+    /// (RFC 9112 §9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.is_shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.is_shut = true;
+            self.caller.lingers(self.now.now());
+        }
+        while self.caller.is_sending() {
+            let mut room = [MaybeUninit::uninit(); LINGER_BUFFER_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut room);
+            if ready!(self.poll_source(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            self.caller.read(buffer.filled(), self.now.now());
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Its method is none that anybody sends: access records show it.
-const IN_PLACE_OF_REFUSED: &[u8] = b"- / HTTP/1.1\r\nHost: a\r\n\r\n";
+const LINGER_BUFFER_BYTES: usize = 8 * 1024;

@@ -68,9 +68,13 @@ impl WireFault {
 pub(crate) struct Reading {
     /// So many of the bytes; what is left is the beginning of a head, or belongs to one that is refused.
     pub(crate) passed: usize,
-    /// The head behind them is refused, and the connection ends with it.
-    pub(crate) refused: bool,
+    /// The head behind them is refused, and the connection ends with it: this goes on in its place.
+    pub(crate) instead: Option<&'static [u8]>,
 }
+
+/// Its method is none that anybody sends, so that access records show it; but an answer to a HEAD has no body.
+const IN_PLACE_OF_REFUSED: &[u8] = b"- / HTTP/1.1\r\nHost: a\r\n\r\n";
+const IN_PLACE_OF_REFUSED_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Follows the requests of one HTTP/1 connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +87,7 @@ pub(crate) struct Scanner {
     /// Of the head under way, or of the empty lines before it.
     head_bytes: usize,
     headers: usize,
+    is_to_head: bool,
     is_http10: bool,
     lengths: u32,
     length: u64,
@@ -117,6 +122,7 @@ impl Scanner {
             partial: Vec::new(),
             head_bytes: 0,
             headers: 0,
+            is_to_head: false,
             is_http10: false,
             lengths: 0,
             length: 0,
@@ -134,6 +140,11 @@ impl Scanner {
     /// A head has begun and not ended.
     pub(crate) fn is_in_head(&self) -> bool {
         matches!(self.state, State::Header) || (self.state == State::RequestLine && !self.partial.is_empty())
+    }
+
+    /// A request has begun and not ended.
+    pub(crate) fn is_in_request(&self) -> bool {
+        self.state != State::RequestLine || !self.partial.is_empty()
     }
 
     /// Takes the next bytes of the connection, in order.
@@ -159,7 +170,8 @@ impl Scanner {
                 passed = len - bytes.len();
             }
         }
-        Reading { passed, refused: self.state == State::Refused }
+        let instead = if self.is_to_head { IN_PLACE_OF_REFUSED_HEAD } else { IN_PLACE_OF_REFUSED };
+        Reading { passed, instead: (self.state == State::Refused).then_some(instead) }
     }
 
     fn take_line(&mut self, bytes: &mut &[u8]) {
@@ -169,6 +181,9 @@ impl Scanner {
         if matches!(self.state, State::RequestLine | State::Header) {
             self.head_bytes += line.len();
             if let Some(fault) = self.is_too_long() {
+                if self.state == State::RequestLine {
+                    self.is_to_head = self.partial.iter().chain(line).take(HEAD.len()).eq(HEAD);
+                }
                 return self.found(fault);
             }
         }
@@ -201,6 +216,9 @@ impl Scanner {
 
     /// `line` is without its LF.
     fn line(&mut self, line: &[u8]) {
+        if self.state == State::RequestLine {
+            self.is_to_head = line.starts_with(HEAD);
+        }
         let Some(line) = line.strip_suffix(b"\r") else {
             return self.found(match self.state {
                 State::RequestLine | State::Header => WireFault::BareLineFeed,
@@ -433,6 +451,7 @@ impl Limits {
     }
 }
 
+const HEAD: &[u8] = b"HEAD ";
 /// As many as the parser has room for.
 const HEADERS_MAX: usize = 100;
 const NAME_BYTES_MAX: usize = 1024;
@@ -576,7 +595,25 @@ mod tests {
             (" / HTTP/1.1\r\n\r\nGET / HTTP/1.1\nX", 15, true),
             ("anything", 0, true),
         ] {
-            assert_eq!(scanner.feed(bytes.as_bytes()), Reading { passed, refused }, "{bytes:?}");
+            let instead = refused.then_some(IN_PLACE_OF_REFUSED);
+            assert_eq!(scanner.feed(bytes.as_bytes()), Reading { passed, instead }, "{bytes:?}");
+        }
+    }
+
+    /// RFC 9110 §9.3.2: its caller would take a body for the beginning of another answer.
+    #[test]
+    fn what_is_answered_in_place_of_a_head_request_has_no_body() {
+        for head in [
+            "HEAD / HTTP/1.1\nHost: a\r\n\r\n",
+            "\r\nHEAD x HTTP/1.1\r\n",
+            "HEAD / HTTP/1.1\r\nx\r\n",
+            &format!("HEAD /{}", "x".repeat(10_000)),
+        ] {
+            for size in [1, 3, head.len()] {
+                let mut scanner = fuzzing::scanner();
+                let last = head.as_bytes().chunks(size).map(|piece| scanner.feed(piece)).last();
+                assert_eq!(last.unwrap().instead, Some(IN_PLACE_OF_REFUSED_HEAD), "{head:?}");
+            }
         }
     }
 

@@ -83,6 +83,29 @@ async fn a_body_that_states_too_great_a_length_is_refused_unsent() {
     assert_eq!(instance.accepted(), 0);
 }
 
+/// RFC 9112 §9.6: who sends on is not cut off by a reset, which could take the answer with it; nor is it listened to for ever.
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_that_is_still_sending() {
+    let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let too_long = door.head("POST /api/now/table/incident", "content-length: 99999999999\r\n");
+    let malformed = "GET / HTTP/1.1\r\nhost : a\r\n\r\n".to_owned();
+    for (bytes, code) in [(too_long, "body_too_large"), (malformed, "request_malformed")] {
+        let mut caller = door.call().await;
+        caller.send(bytes).await;
+        assert_eq!(caller.answer(false).await.code(), code);
+        let piece = "x".repeat(64 * 1024);
+        for _ in 0..64 {
+            caller.send(&piece).await;
+        }
+        let begun = std::time::Instant::now();
+        while caller.try_send(&piece).await {
+            assert!(begun.elapsed() < crate::support::LONG);
+        }
+    }
+    door.until("bearerd_proxy_caller_connections", 0).await;
+}
+
 #[tokio::test]
 async fn a_body_that_grows_too_great_is_cut_and_refused() {
     let mut instance = Instance::listen().await;

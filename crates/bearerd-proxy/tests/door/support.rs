@@ -575,9 +575,9 @@ impl Caller {
         self.0.send(bytes).await;
     }
 
-    /// As [`Self::send`], where the door may have closed already.
-    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = soon(self.0.stream.write_all(bytes.as_ref())).await;
+    /// As [`Self::send`], where the door may have closed already: then `false`.
+    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        soon(self.0.stream.write_all(bytes.as_ref())).await.is_ok()
     }
 
     pub(crate) async fn head(&mut self) -> Option<Answer> {
