@@ -362,32 +362,50 @@ fn environment() -> Environment {
 }
 
 /// # Errors
-/// Names the first unknown setting, the nearest known one, and where it came from.
+/// Names the first unknown setting or section, the nearest known one, and where it came from.
 fn refuse_unknown(root: &Value, source: &str) -> Result<()> {
     let mut names = BTreeMap::new();
     collect("", root, &mut names);
-    let known = settings_keys::known();
-    for (name, origin) in names {
+    for (name, Given { origin, empty_section }) in names {
+        let (what, known) = if empty_section {
+            ("section", settings_keys::sections())
+        } else {
+            ("setting", settings_keys::known())
+        };
         if !known.contains(&name) {
             let origin = origin.unwrap_or_else(|| source.to_owned());
-            bail!("{origin}: there is no setting {name}; did you mean {}?", settings_keys::nearest(&name));
+            bail!(
+                "{origin}: there is no {what} {name}; did you mean {}?",
+                settings_keys::nearest(&name, known)
+            );
         }
     }
     Ok(())
 }
 
-/// Every leaf's full name and origin.
-fn collect(prefix: &str, value: &Value, names: &mut BTreeMap<String, Option<String>>) {
+/// How a name was given.
+struct Given {
+    origin: Option<String>,
+    /// A section without a setting in it.
+    empty_section: bool,
+}
+
+/// Every leaf's full name.
+fn collect(prefix: &str, value: &Value, names: &mut BTreeMap<String, Given>) {
     match &value.kind {
-        ValueKind::Table(table) => {
+        ValueKind::Table(table) if !table.is_empty() || prefix.is_empty() => {
             for (name, member) in table {
                 let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
                 collect(&name, member, names);
             }
         }
         _ if prefix.is_empty() => {}
-        _ => {
-            names.insert(prefix.to_owned(), value.origin().map(str::to_owned));
+        kind => {
+            let empty_section = matches!(kind, ValueKind::Table(_));
+            names.insert(
+                prefix.to_owned(),
+                Given { origin: value.origin().map(str::to_owned), empty_section },
+            );
         }
     }
 }
@@ -447,6 +465,25 @@ mod tests {
         assert!(given >= 14, "{text}");
         assert_eq!(count("relative-"), given, "{settings}");
         assert_eq!(count(&format!("\"{}/relative-", folder.path().display())), given, "{settings}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bearerd.toml");
+        for (text, expected) in [
+            (
+                "[proxy]\nbody_typo = 1",
+                "there is no setting proxy.body_typo; did you mean proxy.body_idle_timeout_s?",
+            ),
+            ("[proxy.tabel]", "there is no section proxy.tabel; did you mean proxy.table?"),
+            ("[proxi]\n[proxy.table]", "there is no section proxi; did you mean proxy?"),
+            ("[[proxy.lisen]]", "there is no setting proxy.lisen; did you mean proxy.listen?"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = Settings::layered(Some(&file), None).unwrap_err().to_string();
+            assert_eq!(error, format!("{}: {expected}", file.display()));
+        }
     }
 
     /// The documented file with every setting that has no default.
