@@ -19,7 +19,8 @@ use serde_json::Value;
 
 use super::{
     api::{AdminApi, Put, read},
-    error::CliError,
+    connection,
+    error::{CliError, Exit},
     input,
     output::{Report, fields, or_dash, table, when_exactly},
 };
@@ -183,17 +184,17 @@ pub(super) async fn perform(
         PolicyCommand::Explain(explain) => {
             let json = api.post(&format!("{PATH}/explain"), &explain.into_request()).await?.body;
             let text = explained(&read(&json)?);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         PolicyCommand::Show { id } => {
             let json = api.get(&format!("{PATH}/{id}")).await?.body;
             let text = describe(&read(&json)?, now);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         PolicyCommand::Delete { id, yes } => {
             input::confirm(&format!("Delete policy {id}?"), yes)?;
             api.delete(&format!("{PATH}/{id}")).await?;
-            Ok(Report { json: Value::Null, text: format!("Policy {id} deleted.") })
+            Ok(Report::new(Value::Null, format!("Policy {id} deleted.")))
         }
     }
 }
@@ -208,7 +209,8 @@ async fn add_policy(add: AddPolicy, api: &AdminApi, now: Timestamp) -> Result<Re
         describe(&policy, now),
         unchecked(&policy)
     );
-    Ok(Report { json: reply.body, text })
+    let notes = absent_connections(api, &policy).await;
+    Ok(Report { notes, ..Report::new(reply.body, text) })
 }
 
 async fn list(api: &AdminApi) -> Result<Report, CliError> {
@@ -224,7 +226,7 @@ async fn list(api: &AdminApi) -> Result<Report, CliError> {
         });
     }
     let empty = "There is no policy yet, so no caller may do anything. Add one: bearerd policy add --help";
-    Ok(Report { text: table(["ID", "OPENS", "DESCRIPTION"], rows, empty), json })
+    Ok(Report::new(json, table(["ID", "OPENS", "DESCRIPTION"], rows, empty)))
 }
 
 impl AddPolicy {
@@ -329,6 +331,34 @@ fn explained(explanation: &Explanation) -> String {
         }));
     }
     fields(&pairs)
+}
+
+/// A note for each connection that the policy names and that is not there: it may come later, or its name be mistyped.
+async fn absent_connections(api: &AdminApi, policy: &Policy) -> Vec<String> {
+    let named: BTreeSet<&ConnectionId> = policy
+        .rules
+        .iter()
+        .filter_map(|rule| match &rule.connections {
+            ConnectionSelector::Ids(ids) => Some(ids),
+            ConnectionSelector::All | ConnectionSelector::Labels(_) => None,
+        })
+        .flatten()
+        .collect();
+    let mut notes = Vec::new();
+    for id in named {
+        if is_absent(api, id).await {
+            notes.push(format!(
+                "there is no connection {id} yet; to add it: bearerd connection add {id} --integration ID"
+            ));
+        }
+    }
+    notes
+}
+
+/// Whether there is surely no such connection. What was asked for stands either way, so a failed look is no error.
+async fn is_absent(api: &AdminApi, id: &ConnectionId) -> bool {
+    let found = api.get(&format!("{}/{id}", connection::PATH)).await;
+    found.is_err_and(|error| error.exit() == Exit::NotFound)
 }
 
 /// What could not be looked up, as a warning; nothing where all was.

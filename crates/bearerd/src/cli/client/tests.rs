@@ -205,6 +205,38 @@ async fn from_integration_to_key() {
     daemon.ok("integration delete hr --yes", &["deleted"]).await;
 }
 
+/// Allowed: the connection may come later. Mistyped, somebody must hear of it.
+#[tokio::test]
+async fn a_policy_for_a_connection_that_is_not_there_is_noted() {
+    let daemon = daemon().await;
+    daemon.ok(ADD_HR, &["added"]).await;
+    daemon.ok("connection add here --integration hr --label env=prod", &["added"]).await;
+    daemon.file(
+        "rules.json",
+        r#"[{"connections": {"ids": ["here", "absent"]}, "tables": "all", "methods": ["GET"]},
+            {"connections": {"ids": ["gone", "absent"]}, "tables": "all", "methods": ["GET"]}]"#,
+    );
+    for (words, absent) in [
+        ("--connection here --all-tables --method GET", vec![]),
+        ("--all-connections --all-tables --method GET", vec![]),
+        ("--label env=test --all-tables --method GET", vec![]),
+        ("--connection here --connection nope --all-tables --method GET", vec!["nope"]),
+        ("--file @rules.json", vec!["absent", "gone"]),
+    ] {
+        let made = daemon.ok(&format!("policy add p --replace {words}"), &["Policy p"]).await;
+        let expected: Vec<String> = absent
+            .iter()
+            .map(|id| {
+                format!(
+                    "there is no connection {id} yet; to add it: bearerd connection add {id} --integration ID"
+                )
+            })
+            .collect();
+        assert_eq!(made.notes, expected, "{words}");
+        assert_eq!(made.json, daemon.ok("policy show p", &[]).await.json, "{words}");
+    }
+}
+
 #[tokio::test]
 async fn an_integration_shows_and_speaks_what_it_is_told() {
     let daemon = daemon().await;
