@@ -182,8 +182,14 @@ pub(super) async fn perform(
         PolicyCommand::Add(add) => add_policy(*add, api, now).await,
         PolicyCommand::List => list(api).await,
         PolicyCommand::Explain(explain) => {
-            let json = api.post(&format!("{PATH}/explain"), &explain.into_request()).await?.body;
-            let text = explained(&read(&json)?);
+            let request = explain.into_request();
+            let json = api.post(&format!("{PATH}/explain"), &request).await?.body;
+            let explanation: Explanation = read(&json)?;
+            let asked = Asked {
+                connection_absent: !explanation.connection_known && is_absent(api, &request.connection).await,
+                request,
+            };
+            let text = explained(&explanation, &asked);
             Ok(Report::new(json, text))
         }
         PolicyCommand::Show { id } => {
@@ -307,7 +313,14 @@ impl Explain {
     }
 }
 
-fn explained(explanation: &Explanation) -> String {
+/// What was to be explained.
+pub(super) struct Asked {
+    pub(super) request: ExplainRequest,
+    /// There is no such connection.
+    pub(super) connection_absent: bool,
+}
+
+pub(super) fn explained(explanation: &Explanation, asked: &Asked) -> String {
     let Explanation { allowed, policy, rule, reason, connection_known, records, limits, nearest: _ } =
         explanation;
     let mut pairs = vec![("allowed", if *allowed { "yes" } else { "no" }.to_owned())];
@@ -321,6 +334,7 @@ fn explained(explanation: &Explanation) -> String {
     if !allowed && !connection_known {
         pairs.push(("the caller sees", "404: no such connection".to_owned()));
     }
+    pairs.extend(next_step(explanation, asked).map(|step| ("next", step)));
     if let Some(records) = records {
         pairs.push(("query sent", records.query.clone()));
     }
@@ -331,6 +345,58 @@ fn explained(explanation: &Explanation) -> String {
         }));
     }
     fields(&pairs)
+}
+
+/// What would open a call that is denied, in one line.
+fn next_step(explanation: &Explanation, asked: &Asked) -> Option<String> {
+    let Asked { request, connection_absent } = asked;
+    let connection = &request.connection;
+    let anew = match (&explanation.policy, request.policies.as_deref()) {
+        (Some(policy), _) | (None, Some([policy])) => {
+            format!("write policy {policy} anew (bearerd policy add {policy} --replace)")
+        }
+        _ => "write one of the policies anew (bearerd policy add ID --replace)".to_owned(),
+    };
+    let change = |what: &str| format!("{anew} with {what} in rule {}", explanation.rule.unwrap_or_default());
+    let step = match explanation.nearest.as_deref()? {
+        "connection" if *connection_absent => {
+            format!("add the connection: bearerd connection add {connection} --integration ID")
+        }
+        "connection" | "family" | "table" => format!("{anew} with one more rule: {}", rule_flags(request)),
+        "method" => change(&format!("--method {}", request.method)),
+        "network" => match request.source {
+            Some(source) => change(&format!("a --network that {source} is in, or none,")),
+            None => format!("say with --source where the call comes from, or {}", change("no --network")),
+        },
+        "expired" => change("a later --expires"),
+        "record_rule_key" => {
+            "use a key without a record rule in any of its policies (bearerd key add)".to_owned()
+        }
+        "records_unchecked" => {
+            format!("see that {connection} is connected, then {anew}: that looks its fields up")
+        }
+        "query" => {
+            format!("change the query as the reason says, or {}", change("other --field and --limit-max"))
+        }
+        "no_policy" => "make a key that has a policy: bearerd key add --policy ID".to_owned(),
+        "key_expired" => "make a key that has not ended: bearerd key add".to_owned(),
+        _ => return None, // of a newer daemon
+    };
+    Some(step)
+}
+
+/// The flags of a rule that opens the call and nothing else.
+fn rule_flags(request: &ExplainRequest) -> String {
+    let mut flags = vec![format!("--connection {}", request.connection)];
+    if request.family != FamilyName::table() {
+        flags.push(format!("--family {}", request.family));
+    }
+    flags.push(match &request.table {
+        Some(table) => format!("--table {table}"),
+        None => "--all-tables".to_owned(),
+    });
+    flags.push(format!("--method {}", request.method));
+    flags.join(" ")
 }
 
 /// A note for each connection that the policy names and that is not there: it may come later, or its name be mistyped.
