@@ -60,15 +60,15 @@ pub(crate) enum ConnectionCommand {
     /// Read the connection's own user at the instance: proves that calls work
     #[command(after_help = "Example:\n  bearerd connection test hr-prod")]
     Test(One),
-    /// Stop all calls through a connection; its tokens are kept fresh
+    /// Stop all calls through a connection (409 `connection_frozen`); its tokens are kept fresh
     #[command(
         after_help = "Example:\n  bearerd connection freeze hr-prod --reason 'CHG0030001: instance upgrade'"
     )]
     Freeze {
         #[command(flatten)]
         one: One,
-        /// Why, for the next operator
-        #[arg(long)]
+        /// Why, for the next operator: 1 to 500 characters, shown by `connection show` and never to callers
+        #[arg(long, value_name = "TEXT")]
         reason: String,
     },
     /// Let calls through again
