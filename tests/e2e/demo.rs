@@ -58,3 +58,32 @@ fn the_printed_curl_line_works() {
         (!gone.status.success()).then_some(())
     });
 }
+
+/// `bearerd demo | head`: when nobody reads any more, in the middle or after the last line, everything ends by itself.
+#[test]
+fn it_ends_with_its_reader() {
+    for last_read in ["ServiceNow simulator", "Ctrl-C ends everything"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut demo = Command::new(bearerd_binary())
+            .arg("demo")
+            .env("TMPDIR", folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut printed = BufReader::new(demo.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let reached = printed.any(|line| line.contains(last_read));
+        let running = demo.try_wait().unwrap().is_none();
+        drop(printed);
+        let status = poll(Duration::from_secs(10), || demo.try_wait().unwrap());
+        drop(demo.kill());
+        drop(demo.wait());
+        assert!(reached && running, "{last_read}");
+        assert!(status.is_some_and(|status| status.success()), "{last_read}: {status:?}");
+        assert_eq!(
+            folder.path().read_dir().unwrap().count(),
+            0,
+            "{last_read}: the demo leaves no files behind"
+        );
+    }
+}

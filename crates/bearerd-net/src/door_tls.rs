@@ -41,6 +41,11 @@ impl TlsSettings {
             client_certificate: None,
         }
     }
+
+    /// Every file that is named, for whoever knows where relative paths start.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.certificate_file, &mut self.key_file].into_iter().chain(&mut self.client_ca_file)
+    }
 }
 
 /// Whether a peer must show a certificate. One that is shown must be good in either case.

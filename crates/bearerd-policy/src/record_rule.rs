@@ -56,7 +56,7 @@ pub enum RecordRuleFault {
         "{0} in `fields` is not the name of a field: 1 to 80 of a-z, 0-9 and '_', a letter first, no dots"
     )]
     FieldName(Excerpt),
-    #[error("the greatest limit is not in 1..={LIMIT_MAX_GREATEST}")]
+    #[error("the greatest limit is not between 1 and {LIMIT_MAX_GREATEST}")]
     LimitMax,
 }
 
@@ -87,7 +87,7 @@ pub enum QueryRefused {
     #[error("the parameter {parameter} must be {expected}")]
     ParameterValue { parameter: &'static str, expected: &'static str },
     /// Refused, not lowered: a client that pages takes a page shorter than its limit for the last one.
-    #[error("the parameter sysparm_limit must be a number in 1..={max}")]
+    #[error("the parameter sysparm_limit must be a number between 1 and {max}")]
     Limit { max: u32 },
     #[error("{0} in sysparm_fields is not a plain field name: no dots, 1 to 80 of a-z, 0-9 and '_'")]
     FieldName(Excerpt),
@@ -272,7 +272,7 @@ fn check_fields(fields: &BTreeSet<String>) -> Result<(), RecordRuleFault> {
 fn parse_offset(given: &str) -> Result<u32, QueryRefused> {
     parse_number(given).filter(|offset| *offset <= OFFSET_MAX).ok_or(QueryRefused::ParameterValue {
         parameter: Parameter::Offset.name(),
-        expected: "a number in 0..=1000000000",
+        expected: "a number between 0 and 1000000000",
     })
 }
 

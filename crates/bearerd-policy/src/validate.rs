@@ -346,8 +346,8 @@ mod tests {
         let many = (0..=RECORD_TABLES_MAX).map(|n| format!("t{n}")).collect();
         says(&|rule, _| rule.tables = TableSet::Named(BTreeSet::clone(&many)), "more than 20");
         assert_eq!(with(&|_, _| {}), Ok(()));
-        says(&|_, records| records.limit_max = 0, "greatest limit");
-        says(&|_, records| records.limit_max = 10_001, "greatest limit");
+        says(&|_, records| records.limit_max = 0, "greatest limit is not between 1 and 10000");
+        says(&|_, records| records.limit_max = 10_001, "greatest limit is not between 1 and 10000");
         says(&|_, records| records.fields = Some(BTreeSet::new()), "`fields` is empty");
         says(&|_, records| records.condition = "active=true^NQactive=false".to_owned(), "^NQ");
     }

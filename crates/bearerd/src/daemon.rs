@@ -124,7 +124,7 @@ impl Daemon {
             settings.instance_rules(),
         );
         // A refresh token that rotates must be somewhere, whatever becomes of a shared store.
-        let admits_rotation = settings.store != StoreKind::Redis || settings.spill_folder().is_some();
+        let admits_rotation = settings.store != StoreKind::Redis || settings.tokens.spill_dir.is_some();
         let control = Arc::new(control.admitting_rotation(admits_rotation));
         control.register_metrics(&registry)?;
         control.load().await?;
@@ -149,7 +149,7 @@ impl Daemon {
         let connect =
             ConnectDoor::start(bound.connect, &settings.connect, control.clone(), draining.clone())?;
         let lender: Arc<dyn AccessTokens> = tokens.clone();
-        let access = AccessLog::start(&settings.access_settings())?;
+        let access = AccessLog::start(&settings.access)?;
         registry.register(Box::new(access.metrics()))?;
         let metrics = ProxyMetrics::default();
         registry.register(Box::new(metrics.clone()))?;
@@ -250,8 +250,8 @@ async fn process_place(settings: &Settings) -> Result<ProcessPlace> {
         StoreKind::Embedded => ProcessPlace::alone(),
         StoreKind::Redis => ProcessPlace::shared(),
     };
-    let Some(folder) = settings.spill_folder() else { return Ok(place) };
-    let (spill, found) = Spill::open(&folder).await.context("tokens.spill_dir")?;
+    let Some(folder) = &settings.tokens.spill_dir else { return Ok(place) };
+    let (spill, found) = Spill::open(folder).await.context("tokens.spill_dir")?;
     if found.damaged > 0 {
         let entries = found.damaged;
         warn!(
@@ -272,12 +272,12 @@ async fn process_place(settings: &Settings) -> Result<ProcessPlace> {
 async fn open_backend(settings: &Settings, ring: &KeyRing) -> Result<Arc<dyn Backend>> {
     match settings.store {
         StoreKind::Embedded => {
-            let path = settings.embedded_path();
+            let path = &settings.embedded.path;
             // Opening a file changes it, so a wrong key is found out before (S-07).
-            if let Some(root) = EmbeddedBackend::peek(&path, &Store::root_key()).await {
+            if let Some(root) = EmbeddedBackend::peek(path, &Store::root_key()).await {
                 Store::prove(ring, &root).map_err(store_error)?;
             }
-            let backend = EmbeddedBackend::open(&path).await?;
+            let backend = EmbeddedBackend::open(path).await?;
             Ok(Arc::new(backend))
         }
         StoreKind::Redis => {

@@ -15,9 +15,16 @@ use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
+use rustix::{
+    event::{self, PollFd, PollFlags},
+    io::Errno,
+};
 use serde_json::{Value, json};
 use servicenow_sim::{Behaviour, ClientSettings, Sim, SimSettings, SimTls};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use crate::{
     daemon::{Addresses, Bound, Daemon},
@@ -25,7 +32,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Prints a line. Whoever reads may have left (`| head`): that ends nothing.
+/// Prints a line. Whoever reads may have left (`| head`): that ends the demo, by [`reader_left`], and nothing else.
 macro_rules! say {
     ($($text:tt)*) => {{
         let _ = writeln!(std::io::stdout(), $($text)*);
@@ -34,7 +41,9 @@ macro_rules! say {
 
 /// What `bearerd demo` takes.
 #[derive(Debug, Args)]
-#[command(after_help = "Everything lives in a temporary folder and ends with Ctrl-C.")]
+#[command(
+    after_help = "Everything lives in a temporary folder and ends with Ctrl-C, or when its output is no longer read (`| head`)."
+)]
 pub(crate) struct DemoArgs {
     /// Consent yourself: prints a connect link and waits until you have opened it and allowed access
     #[arg(long)]
@@ -111,7 +120,7 @@ pub(crate) async fn sim(args: SimArgs) -> Result<()> {
     Ok(())
 }
 
-/// Runs everything, makes one call, and stays up until Ctrl-C.
+/// Runs everything, makes one call, and stays up until Ctrl-C, or until nobody reads what it prints.
 ///
 /// # Errors
 /// Names the step that failed.
@@ -120,6 +129,27 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<()> {
     tokio::select! {
         result = run_demo(args) => result,
         stopped = until_stopped() => stopped,
+        () = reader_left() => Ok(()),
+    }
+}
+
+/// Waits until the other end of standard output is closed, also while nothing is printed. A file has no other end.
+async fn reader_left() {
+    let (tell, left) = oneshot::channel();
+    // A thread of its own, not the runtime's: it may wait for ever, and the runtime's end would wait for it.
+    std::thread::spawn(move || {
+        let stdout = std::io::stdout();
+        let mut watched = [PollFd::new(&stdout, PollFlags::empty())]; // errors are told unasked
+        loop {
+            match event::poll(&mut watched, None) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return tell.send(()),
+                Err(_) => return Ok(()),
+            }
+        }
+    });
+    if left.await.is_err() {
+        std::future::pending::<()>().await; // it cannot be watched
     }
 }
 

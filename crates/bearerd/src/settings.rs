@@ -13,7 +13,7 @@ use bearerd_connect::ConnectSettings;
 use bearerd_control::InstanceRules;
 use bearerd_crypto::KeyRing;
 use bearerd_model::SecretText;
-use bearerd_net::EgressSettings;
+use bearerd_net::{EgressSettings, TlsSettings};
 use bearerd_proxy::ProxySettings;
 use bearerd_store_redis::RedisSettings;
 use bearerd_tokens::TokenSettings;
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) embedded: EmbeddedSettings,
     pub(crate) redis: RedisFileSettings,
     pub(crate) process: ProcessSettings,
-    /// Folder of the settings file: where relative paths start.
+    /// Folder of the settings file: where relative paths of secrets start.
     #[serde(skip)]
     pub(crate) base: PathBuf,
 }
@@ -60,7 +60,7 @@ pub(crate) struct InstanceSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EmbeddedSettings {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// `[redis]`, with the passwords still named.
@@ -241,10 +241,22 @@ impl Settings {
         let mut settings: Self = config
             .try_deserialize()
             .map_err(|error| anyhow::anyhow!("{source}: {}", one_line(&error.to_string())))?;
-        settings.base = path.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
+        settings.start_paths_at(path.as_deref().and_then(Path::parent).unwrap_or(Path::new("")));
         settings.fill_egress_from_environment();
         settings.check()?;
         Ok(settings)
+    }
+
+    /// Relative paths start at `base`: those of secrets when they are read, all others from here on.
+    fn start_paths_at(&mut self, base: &Path) {
+        let doors = [&mut self.proxy.tls, &mut self.connect.tls, &mut self.admin.tls];
+        let certificates = doors.into_iter().flatten().flat_map(TlsSettings::files_mut);
+        let authorities = [&mut self.egress.ca_file, &mut self.redis.ca_file];
+        let others = authorities.into_iter().chain([&mut self.tokens.spill_dir]).flatten();
+        for path in certificates.chain(others).chain([&mut self.access.path, &mut self.embedded.path]) {
+            *path = base.join(&*path);
+        }
+        base.clone_into(&mut self.base);
     }
 
     fn check(&self) -> Result<()> {
@@ -303,20 +315,6 @@ impl Settings {
             .with_context(|| format!("master_key: {} is not a key file: {remedy}", self.master_key))
     }
 
-    /// Where this machine keeps what the store has not taken.
-    pub(crate) fn spill_folder(&self) -> Option<PathBuf> {
-        self.tokens.spill_dir.as_ref().map(|folder| self.base.join(folder))
-    }
-
-    /// `[access]`, with the path from where relative ones start.
-    pub(crate) fn access_settings(&self) -> AccessSettings {
-        AccessSettings { path: self.base.join(&self.access.path), ..self.access.clone() }
-    }
-
-    pub(crate) fn embedded_path(&self) -> PathBuf {
-        self.base.join(&self.embedded.path)
-    }
-
     /// # Errors
     /// A password cannot be read.
     pub(crate) fn redis_settings(&self) -> Result<RedisSettings> {
@@ -336,7 +334,7 @@ impl Settings {
             replicas_timeout: Duration::from_millis(self.redis.replicas_timeout_ms),
             username: self.redis.username.clone(),
             password: secret("redis.password", &self.redis.password)?,
-            ca_file: self.redis.ca_file.as_ref().map(|path| self.base.join(path)),
+            ca_file: self.redis.ca_file.clone(),
             connect_timeout: Duration::from_secs(self.redis.connect_timeout_s),
             response_timeout: Duration::from_secs(self.redis.response_timeout_s),
             key_prefix: self.redis.key_prefix.clone(),
@@ -364,32 +362,50 @@ fn environment() -> Environment {
 }
 
 /// # Errors
-/// Names the first unknown setting, the nearest known one, and where it came from.
+/// Names the first unknown setting or section, the nearest known one, and where it came from.
 fn refuse_unknown(root: &Value, source: &str) -> Result<()> {
     let mut names = BTreeMap::new();
     collect("", root, &mut names);
-    let known = settings_keys::known();
-    for (name, origin) in names {
+    for (name, Given { origin, empty_section }) in names {
+        let (what, known) = if empty_section {
+            ("section", settings_keys::sections())
+        } else {
+            ("setting", settings_keys::known())
+        };
         if !known.contains(&name) {
             let origin = origin.unwrap_or_else(|| source.to_owned());
-            bail!("{origin}: there is no setting {name}; did you mean {}?", settings_keys::nearest(&name));
+            bail!(
+                "{origin}: there is no {what} {name}; did you mean {}?",
+                settings_keys::nearest(&name, known)
+            );
         }
     }
     Ok(())
 }
 
-/// Every leaf's full name and origin.
-fn collect(prefix: &str, value: &Value, names: &mut BTreeMap<String, Option<String>>) {
+/// How a name was given.
+struct Given {
+    origin: Option<String>,
+    /// A section without a setting in it.
+    empty_section: bool,
+}
+
+/// Every leaf's full name.
+fn collect(prefix: &str, value: &Value, names: &mut BTreeMap<String, Given>) {
     match &value.kind {
-        ValueKind::Table(table) => {
+        ValueKind::Table(table) if !table.is_empty() || prefix.is_empty() => {
             for (name, member) in table {
                 let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
                 collect(&name, member, names);
             }
         }
         _ if prefix.is_empty() => {}
-        _ => {
-            names.insert(prefix.to_owned(), value.origin().map(str::to_owned));
+        kind => {
+            let empty_section = matches!(kind, ValueKind::Table(_));
+            names.insert(
+                prefix.to_owned(),
+                Given { origin: value.origin().map(str::to_owned), empty_section },
+            );
         }
     }
 }
@@ -400,6 +416,8 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
 
     /// The documented file is the truth: it is accepted as it stands, and its values are the defaults.
@@ -420,13 +438,60 @@ mod tests {
     /// … and every optional setting that it shows exists.
     #[test]
     fn the_commented_settings_exist() {
-        let uncommented: String = settings_keys::REFERENCE
+        let text = uncommented();
+        let config = Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).build().unwrap();
+        config.try_deserialize::<Settings>().unwrap();
+    }
+
+    /// Every file and folder that the documented file names, so that a new one is not forgotten: wherever the daemon is
+    /// started, a relative one is beside the settings file.
+    #[test]
+    fn relative_paths_start_at_the_settings_file() {
+        let mut text = String::new();
+        for line in uncommented().lines() {
+            let name = line.split_once(" = ").map(|(name, _)| name).unwrap_or_default();
+            if name == "path" || name.ends_with("_file") || name.ends_with("_dir") {
+                writeln!(text, "{name} = \"relative-{name}\"").unwrap();
+            } else if line.starts_with('[') {
+                writeln!(text, "{line}").unwrap();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bearerd.toml");
+        std::fs::write(&file, &text).unwrap();
+        let settings = format!("{:?}", Settings::layered(Some(&file), None).unwrap());
+        let count = |what: &str| settings.matches(what).count();
+        let given = text.matches("relative-").count();
+        assert!(given >= 14, "{text}");
+        assert_eq!(count("relative-"), given, "{settings}");
+        assert_eq!(count(&format!("\"{}/relative-", folder.path().display())), given, "{settings}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bearerd.toml");
+        for (text, expected) in [
+            (
+                "[proxy]\nbody_typo = 1",
+                "there is no setting proxy.body_typo; did you mean proxy.body_idle_timeout_s?",
+            ),
+            ("[proxy.tabel]", "there is no section proxy.tabel; did you mean proxy.table?"),
+            ("[proxi]\n[proxy.table]", "there is no section proxi; did you mean proxy?"),
+            ("[[proxy.lisen]]", "there is no setting proxy.lisen; did you mean proxy.listen?"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = Settings::layered(Some(&file), None).unwrap_err().to_string();
+            assert_eq!(error, format!("{}: {expected}", file.display()));
+        }
+    }
+
+    /// The documented file with every setting that has no default.
+    fn uncommented() -> String {
+        settings_keys::REFERENCE
             .lines()
             .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
             .flat_map(|line| [line, "\n"])
-            .collect();
-        let config =
-            Config::builder().add_source(File::from_str(&uncommented, FileFormat::Toml)).build().unwrap();
-        config.try_deserialize::<Settings>().unwrap();
+            .collect()
     }
 }

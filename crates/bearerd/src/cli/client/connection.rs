@@ -60,15 +60,15 @@ pub(crate) enum ConnectionCommand {
     /// Read the connection's own user at the instance: proves that calls work
     #[command(after_help = "Example:\n  bearerd connection test hr-prod")]
     Test(One),
-    /// Stop all calls through a connection; its tokens are kept fresh
+    /// Stop all calls through a connection (409 `connection_frozen`); its tokens are kept fresh
     #[command(
         after_help = "Example:\n  bearerd connection freeze hr-prod --reason 'CHG0030001: instance upgrade'"
     )]
     Freeze {
         #[command(flatten)]
         one: One,
-        /// Why, for the next operator
-        #[arg(long)]
+        /// Why, for the next operator: 1 to 500 characters, shown by `connection show` and never to callers
+        #[arg(long, value_name = "TEXT")]
         reason: String,
     },
     /// Let calls through again
@@ -121,15 +121,12 @@ pub(super) async fn perform(
         ConnectionCommand::Delete { one: One { id }, yes } => {
             input::confirm(&format!("Delete connection {id} and forget its tokens?"), yes)?;
             api.delete(&path(&id)).await?;
-            Ok(Report {
-                json: Value::Null,
-                text: format!("Connection {id} deleted; its tokens are forgotten."),
-            })
+            Ok(Report::new(Value::Null, format!("Connection {id} deleted; its tokens are forgotten.")))
         }
         ConnectionCommand::Reauthorize(One { id }) => {
             let json = act(api, &id, "reauthorize").await?;
             let text = invitation(&id, &read(&json)?, now);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         ConnectionCommand::Confirm { one: One { id }, user } => {
             let json = api.post(&format!("{}/confirm", path(&id)), &ConfirmRequest { user }).await?.body;
@@ -143,7 +140,7 @@ pub(super) async fn perform(
             let ConnectionTest { user, took_ms } = read(&json)?;
             let text =
                 format!("Works: acts as {} ({}), answered in {took_ms} ms.", user.name, user.user_name);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         ConnectionCommand::Freeze { one: One { id }, reason } => {
             let json = api.post(&format!("{}/freeze", path(&id)), &FreezeRequest { reason }).await?.body;
@@ -177,7 +174,7 @@ async fn add_connection(add: AddConnection, api: &AdminApi, now: Timestamp) -> R
         Some(link) => invitation(&add.id, link, now),
         None => describe(&written.connection, now),
     };
-    Ok(Report { json: reply.body, text: format!("Connection {} {done}.\n\n{next}", add.id) })
+    Ok(Report::new(reply.body, format!("Connection {} {done}.\n\n{next}", add.id)))
 }
 
 async fn list(api: &AdminApi, now: Timestamp) -> Result<Report, CliError> {
@@ -199,13 +196,13 @@ async fn list(api: &AdminApi, now: Timestamp) -> Result<Report, CliError> {
     }
     let headings = ["ID", "INSTANCE", "USER", "STATE", "ACCESS TOKEN ENDS", "REFRESH TOKEN ENDS", "LAST USE"];
     let empty = "There is no connection yet. Add one: bearerd connection add --help";
-    Ok(Report { text: table(headings, rows, empty), json })
+    Ok(Report::new(json, table(headings, rows, empty)))
 }
 
 fn shown(json: Value, now: Timestamp, done: Option<&str>) -> Result<Report, CliError> {
     let text = describe(&read(&json)?, now);
     let text = done.map_or_else(|| text.clone(), |done| format!("{done}\n\n{text}"));
-    Ok(Report { json, text })
+    Ok(Report::new(json, text))
 }
 
 fn describe(connection: &Connection, now: Timestamp) -> String {
@@ -299,7 +296,7 @@ fn path(id: &ConnectionId) -> String {
     format!("{PATH}/{id}")
 }
 
-const PATH: &str = "/v1/connections";
+pub(super) const PATH: &str = "/v1/connections";
 const ADD_EXAMPLE: &str = "Examples:
   bearerd connection add hr-prod --integration hr --expected-user svc_hr --label env=prod
   bearerd connection add hr-old --integration hr --import-file tokens.json

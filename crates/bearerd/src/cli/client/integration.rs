@@ -146,7 +146,7 @@ pub(super) async fn perform(
         IntegrationCommand::Delete { id, yes } => {
             input::confirm(&format!("Delete integration {id}?"), yes)?;
             api.delete(&format!("{PATH}/{id}")).await?;
-            Ok(Report { json: Value::Null, text: format!("Integration {id} deleted.") })
+            Ok(Report::new(Value::Null, format!("Integration {id} deleted.")))
         }
     }
 }
@@ -163,7 +163,7 @@ async fn add_integration(add: AddIntegration, api: &AdminApi) -> Result<Report, 
     let profile = profile.map(|name| format!(" --profile {name}")).unwrap_or_default();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "\nThen: bearerd connection add NAME --integration {id}{profile}");
-    Ok(Report { json: reply.body, text })
+    Ok(Report::new(reply.body, text))
 }
 
 async fn list(api: &AdminApi) -> Result<Report, CliError> {
@@ -182,7 +182,8 @@ async fn list(api: &AdminApi) -> Result<Report, CliError> {
         });
     }
     let empty = "There is no integration yet. Add one: bearerd integration add --help";
-    Ok(Report { text: table(["ID", "INSTANCE", "CLIENT ID", "GRANTS", "REDIRECT URI"], rows, empty), json })
+    let headings = ["ID", "INSTANCE", "CLIENT ID", "GRANTS", "REDIRECT URI"];
+    Ok(Report::new(json, table(headings, rows, empty)))
 }
 
 async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Report, CliError> {
@@ -231,7 +232,7 @@ async fn show(id: &IntegrationId, api: &AdminApi, now: Timestamp) -> Result<Repo
         ("created", when_exactly(Some(integration.created_at), now)),
         ("changed", when_exactly(Some(integration.updated_at), now)),
     ];
-    Ok(Report { text: format!("{}\n\n{}", fields(&pairs), form(&integration)), json })
+    Ok(Report::new(json, format!("{}\n\n{}", fields(&pairs), form(&integration))))
 }
 
 impl AddIntegration {

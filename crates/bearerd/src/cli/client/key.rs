@@ -72,7 +72,7 @@ pub(super) async fn perform(command: KeyCommand, api: &AdminApi, now: Timestamp)
         KeyCommand::Show { id } => {
             let json = api.get(&format!("{PATH}/{id}")).await?.body;
             let text = describe(&read(&json)?, now);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         KeyCommand::Rotate { id, overlap } => {
             let request = RotateRequest { overlap_secs: overlap.as_secs() };
@@ -80,12 +80,13 @@ pub(super) async fn perform(command: KeyCommand, api: &AdminApi, now: Timestamp)
             let issued: IssuedCallerKey = read(&json)?;
             let ends = issued.key.live_secrets.iter().find_map(|secret| secret.expires_at);
             let old = format!("The older one ends {}.", when(ends, now));
-            Ok(Report { text: format!("Key {id} rotated. {old}\n\n{}", once(&issued)), json })
+            let text = format!("Key {id} rotated. {old}\n\n{}", once(&issued));
+            Ok(Report::new(json, text))
         }
         KeyCommand::Delete { id, yes } => {
             input::confirm(&format!("Delete caller key {id}? Its callers are refused at once."), yes)?;
             api.delete(&format!("{PATH}/{id}")).await?;
-            Ok(Report { json: Value::Null, text: format!("Key {id} deleted.") })
+            Ok(Report::new(Value::Null, format!("Key {id} deleted.")))
         }
     }
 }
@@ -108,7 +109,8 @@ async fn add_key(add: AddKey, api: &AdminApi, now: Timestamp) -> Result<Report, 
     let issued: IssuedCallerKey = read(&json)?;
     let ends =
         issued.key.expires_at.map(|time| format!(" It ends {}.", when(Some(time), now))).unwrap_or_default();
-    Ok(Report { text: format!("Key {} added.{ends}\n\n{}", issued.key.id, once(&issued)), json })
+    let text = format!("Key {} added.{ends}\n\n{}", issued.key.id, once(&issued));
+    Ok(Report::new(json, text))
 }
 
 async fn list(api: &AdminApi, now: Timestamp) -> Result<Report, CliError> {
@@ -129,7 +131,7 @@ async fn list(api: &AdminApi, now: Timestamp) -> Result<Report, CliError> {
     }
     let headings = ["ID", "DESCRIPTION", "POLICIES", "DEFAULT CONNECTION", "ENDS", "LAST USE"];
     let empty = "There is no caller key yet. Add one: bearerd key add --help";
-    Ok(Report { text: table(headings, rows, empty), json })
+    Ok(Report::new(json, table(headings, rows, empty)))
 }
 
 fn describe(key: &CallerKey, now: Timestamp) -> String {

@@ -23,6 +23,8 @@ pub(crate) enum OutputFormat {
 pub(crate) struct Report {
     pub(crate) json: Value,
     pub(crate) text: String,
+    /// What to mind, for the person, whoever reads the result: goes to standard error.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The format asked for; else a table where a person looks, and JSON where a program reads.
@@ -32,9 +34,17 @@ pub(crate) fn chosen(asked: Option<OutputFormat>) -> OutputFormat {
 }
 
 impl Report {
+    pub(crate) fn new(json: Value, text: impl Into<String>) -> Self {
+        Self { json, text: text.into(), notes: Vec::new() }
+    }
+
     /// # Errors
     /// Standard output cannot be written; a reader that left early (`| head`) is no error.
     pub(crate) fn print(&self, format: OutputFormat) -> Result<(), CliError> {
+        for note in &self.notes {
+            // Nobody is left to tell where standard error is closed.
+            let _ = writeln!(std::io::stderr(), "note: {}", plain(note));
+        }
         let text = match format {
             OutputFormat::Table => plain(self.text.trim_end()),
             OutputFormat::Json if self.json.is_null() => return Ok(()),

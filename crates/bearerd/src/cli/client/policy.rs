@@ -19,7 +19,8 @@ use serde_json::Value;
 
 use super::{
     api::{AdminApi, Put, read},
-    error::CliError,
+    connection,
+    error::{CliError, Exit},
     input,
     output::{Report, fields, or_dash, table, when_exactly},
 };
@@ -181,19 +182,25 @@ pub(super) async fn perform(
         PolicyCommand::Add(add) => add_policy(*add, api, now).await,
         PolicyCommand::List => list(api).await,
         PolicyCommand::Explain(explain) => {
-            let json = api.post(&format!("{PATH}/explain"), &explain.into_request()).await?.body;
-            let text = explained(&read(&json)?);
-            Ok(Report { json, text })
+            let request = explain.into_request();
+            let json = api.post(&format!("{PATH}/explain"), &request).await?.body;
+            let explanation: Explanation = read(&json)?;
+            let asked = Asked {
+                connection_absent: !explanation.connection_known && is_absent(api, &request.connection).await,
+                request,
+            };
+            let text = explained(&explanation, &asked);
+            Ok(Report::new(json, text))
         }
         PolicyCommand::Show { id } => {
             let json = api.get(&format!("{PATH}/{id}")).await?.body;
             let text = describe(&read(&json)?, now);
-            Ok(Report { json, text })
+            Ok(Report::new(json, text))
         }
         PolicyCommand::Delete { id, yes } => {
             input::confirm(&format!("Delete policy {id}?"), yes)?;
             api.delete(&format!("{PATH}/{id}")).await?;
-            Ok(Report { json: Value::Null, text: format!("Policy {id} deleted.") })
+            Ok(Report::new(Value::Null, format!("Policy {id} deleted.")))
         }
     }
 }
@@ -208,7 +215,8 @@ async fn add_policy(add: AddPolicy, api: &AdminApi, now: Timestamp) -> Result<Re
         describe(&policy, now),
         unchecked(&policy)
     );
-    Ok(Report { json: reply.body, text })
+    let notes = absent_connections(api, &policy).await;
+    Ok(Report { notes, ..Report::new(reply.body, text) })
 }
 
 async fn list(api: &AdminApi) -> Result<Report, CliError> {
@@ -224,7 +232,7 @@ async fn list(api: &AdminApi) -> Result<Report, CliError> {
         });
     }
     let empty = "There is no policy yet, so no caller may do anything. Add one: bearerd policy add --help";
-    Ok(Report { text: table(["ID", "OPENS", "DESCRIPTION"], rows, empty), json })
+    Ok(Report::new(json, table(["ID", "OPENS", "DESCRIPTION"], rows, empty)))
 }
 
 impl AddPolicy {
@@ -305,7 +313,14 @@ impl Explain {
     }
 }
 
-fn explained(explanation: &Explanation) -> String {
+/// What was to be explained.
+pub(super) struct Asked {
+    pub(super) request: ExplainRequest,
+    /// There is no such connection.
+    pub(super) connection_absent: bool,
+}
+
+pub(super) fn explained(explanation: &Explanation, asked: &Asked) -> String {
     let Explanation { allowed, policy, rule, reason, connection_known, records, limits, nearest: _ } =
         explanation;
     let mut pairs = vec![("allowed", if *allowed { "yes" } else { "no" }.to_owned())];
@@ -319,6 +334,7 @@ fn explained(explanation: &Explanation) -> String {
     if !allowed && !connection_known {
         pairs.push(("the caller sees", "404: no such connection".to_owned()));
     }
+    pairs.extend(next_step(explanation, asked).map(|step| ("next", step)));
     if let Some(records) = records {
         pairs.push(("query sent", records.query.clone()));
     }
@@ -329,6 +345,86 @@ fn explained(explanation: &Explanation) -> String {
         }));
     }
     fields(&pairs)
+}
+
+/// What would open a call that is denied, in one line.
+fn next_step(explanation: &Explanation, asked: &Asked) -> Option<String> {
+    let Asked { request, connection_absent } = asked;
+    let connection = &request.connection;
+    let anew = match (&explanation.policy, request.policies.as_deref()) {
+        (Some(policy), _) | (None, Some([policy])) => {
+            format!("write policy {policy} anew (bearerd policy add {policy} --replace)")
+        }
+        _ => "write one of the policies anew (bearerd policy add ID --replace)".to_owned(),
+    };
+    let change = |what: &str| format!("{anew} with {what} in rule {}", explanation.rule.unwrap_or_default());
+    let step = match explanation.nearest.as_deref()? {
+        "connection" if *connection_absent => {
+            format!("add the connection: bearerd connection add {connection} --integration ID")
+        }
+        "connection" | "family" | "table" => format!("{anew} with one more rule: {}", rule_flags(request)),
+        "method" => change(&format!("--method {}", request.method)),
+        "network" => match request.source {
+            Some(source) => change(&format!("a --network that {source} is in, or none,")),
+            None => format!("say with --source where the call comes from, or {}", change("no --network")),
+        },
+        "expired" => change("a later --expires"),
+        "record_rule_key" => {
+            "use a key without a record rule in any of its policies (bearerd key add)".to_owned()
+        }
+        "records_unchecked" => {
+            format!("see that {connection} is connected, then {anew}: that looks its fields up")
+        }
+        "query" => {
+            format!("change the query as the reason says, or {}", change("other --field and --limit-max"))
+        }
+        "no_policy" => "make a key that has a policy: bearerd key add --policy ID".to_owned(),
+        "key_expired" => "make a key that has not ended: bearerd key add".to_owned(),
+        _ => return None, // of a newer daemon
+    };
+    Some(step)
+}
+
+/// The flags of a rule that opens the call and nothing else.
+fn rule_flags(request: &ExplainRequest) -> String {
+    let mut flags = vec![format!("--connection {}", request.connection)];
+    if request.family != FamilyName::table() {
+        flags.push(format!("--family {}", request.family));
+    }
+    flags.push(match &request.table {
+        Some(table) => format!("--table {table}"),
+        None => "--all-tables".to_owned(),
+    });
+    flags.push(format!("--method {}", request.method));
+    flags.join(" ")
+}
+
+/// A note for each connection that the policy names and that is not there: it may come later, or its name be mistyped.
+async fn absent_connections(api: &AdminApi, policy: &Policy) -> Vec<String> {
+    let named: BTreeSet<&ConnectionId> = policy
+        .rules
+        .iter()
+        .filter_map(|rule| match &rule.connections {
+            ConnectionSelector::Ids(ids) => Some(ids),
+            ConnectionSelector::All | ConnectionSelector::Labels(_) => None,
+        })
+        .flatten()
+        .collect();
+    let mut notes = Vec::new();
+    for id in named {
+        if is_absent(api, id).await {
+            notes.push(format!(
+                "there is no connection {id} yet; to add it: bearerd connection add {id} --integration ID"
+            ));
+        }
+    }
+    notes
+}
+
+/// Whether there is surely no such connection. What was asked for stands either way, so a failed look is no error.
+async fn is_absent(api: &AdminApi, id: &ConnectionId) -> bool {
+    let found = api.get(&format!("{}/{id}", connection::PATH)).await;
+    found.is_err_and(|error| error.exit() == Exit::NotFound)
 }
 
 /// What could not be looked up, as a warning; nothing where all was.

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bearerd_admin::{AdminDoor, AdminKeys, AdminParts, AdminSettings, wire::WireTime};
+use bearerd_admin::{
+    AdminDoor, AdminKeys, AdminParts, AdminSettings,
+    wire::{ExplainRequest, Explanation, WireTime},
+};
 use bearerd_control::{ConnectRules, Control, InstanceRules};
 use bearerd_crypto::KeyRing;
 use bearerd_model::{Clock, FakeClock, UnixTime};
@@ -14,7 +17,12 @@ use clap::{CommandFactory, Parser};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{error::Exit, input, output, *};
+use super::{
+    error::Exit,
+    input, output,
+    policy::{Asked, explained},
+    *,
+};
 
 /// As the binary mounts the commands.
 #[derive(Debug, Parser)]
@@ -186,7 +194,8 @@ async fn from_integration_to_key() {
     let line = "policy explain --policy readers --connection hr-prod --table incident";
     daemon.ok(line, &["allowed", "yes", "1 of policy readers"]).await;
     let line = format!("{line} --method patch --item");
-    daemon.ok(&line, &["no", "1 of policy readers", "not for PATCH"]).await;
+    let next = "(bearerd policy add readers --replace) with --method PATCH in rule 1";
+    daemon.ok(&line, &["no", "1 of policy readers", "not for PATCH", next]).await;
     let line = "policy explain --policy files --connection other --family now/ui --source 10.1.2.3";
     daemon.ok(line, &["there is no connection other", "404"]).await;
 
@@ -203,6 +212,122 @@ async fn from_integration_to_key() {
     daemon.fails("integration delete hr --yes", "in_use", Exit::Conflict).await;
     daemon.ok("connection delete hr-prod --yes", &["deleted"]).await;
     daemon.ok("integration delete hr --yes", &["deleted"]).await;
+}
+
+/// Allowed: the connection may come later. Mistyped, somebody must hear of it.
+#[tokio::test]
+async fn a_policy_for_a_connection_that_is_not_there_is_noted() {
+    let daemon = daemon().await;
+    daemon.ok(ADD_HR, &["added"]).await;
+    daemon.ok("connection add here --integration hr --label env=prod", &["added"]).await;
+    daemon.file(
+        "rules.json",
+        r#"[{"connections": {"ids": ["here", "absent"]}, "tables": "all", "methods": ["GET"]},
+            {"connections": {"ids": ["gone", "absent"]}, "tables": "all", "methods": ["GET"]}]"#,
+    );
+    for (words, absent) in [
+        ("--connection here --all-tables --method GET", vec![]),
+        ("--all-connections --all-tables --method GET", vec![]),
+        ("--label env=test --all-tables --method GET", vec![]),
+        ("--connection here --connection nope --all-tables --method GET", vec!["nope"]),
+        ("--file @rules.json", vec!["absent", "gone"]),
+    ] {
+        let made = daemon.ok(&format!("policy add p --replace {words}"), &["Policy p"]).await;
+        let expected: Vec<String> = absent
+            .iter()
+            .map(|id| {
+                format!(
+                    "there is no connection {id} yet; to add it: bearerd connection add {id} --integration ID"
+                )
+            })
+            .collect();
+        assert_eq!(made.notes, expected, "{words}");
+        assert_eq!(made.json, daemon.ok("policy show p", &[]).await.json, "{words}");
+    }
+}
+
+/// A denied call is answered with what would open it.
+#[tokio::test]
+async fn a_denied_call_is_told_what_would_open_it() {
+    let daemon = daemon().await;
+    daemon.ok(ADD_HR, &["added"]).await;
+    daemon.ok("connection add here --integration hr", &["added"]).await;
+    daemon.ok("connection add there --integration hr", &["added"]).await;
+    let rule = "policy add p --connection here --table incident --method GET";
+    daemon.ok(&format!("{rule} --network 10.0.0.0/8"), &["added"]).await;
+    daemon
+        .ok(
+            "policy add q --connection here --table task --method GET --expires 2020-01-01T00:00:00Z",
+            &["added"],
+        )
+        .await;
+    let anew =
+        |policy: &str| format!("write policy {policy} anew (bearerd policy add {policy} --replace) with ");
+    let p = anew("p");
+    for (words, expected) in [
+        ("--policy p --connection nope --table incident", "add the connection: bearerd connection add nope --integration ID".to_owned()),
+        (
+            "--policy p --connection there --table incident",
+            format!("{p}one more rule: --connection there --table incident --method GET"),
+        ),
+        (
+            "--policy p --connection here --family attachment --method post",
+            format!("{p}one more rule: --connection here --family attachment --all-tables --method POST"),
+        ),
+        (
+            "--policy p --policy q --connection here --table problem",
+            "write one of the policies anew (bearerd policy add ID --replace) with one more rule: --connection here \
+             --table problem --method GET"
+                .to_owned(),
+        ),
+        ("--policy p --connection here --table incident --method put", format!("{p}--method PUT in rule 1")),
+        (
+            "--policy p --connection here --table incident --source 192.0.2.1",
+            format!("{p}a --network that 192.0.2.1 is in, or none, in rule 1"),
+        ),
+        (
+            "--policy p --connection here --table incident",
+            format!("say with --source where the call comes from, or {p}no --network in rule 1"),
+        ),
+        ("--policy q --connection here --table task", format!("{}a later --expires in rule 1", anew("q"))),
+    ] {
+        let said = daemon.ok(&format!("policy explain {words}"), &["allowed"]).await;
+        let lines: Vec<&str> = said.text.lines().filter_map(|line| line.strip_prefix("next ")).collect();
+        assert_eq!(lines.iter().map(|line| line.trim()).collect::<Vec<_>>(), [expected], "{words}: {}", said.text);
+    }
+    let line = "policy explain --policy p --connection here --table incident --source 10.1.2.3";
+    let said = daemon.ok(line, &["yes"]).await;
+    assert!(!said.text.contains("next"), "{}", said.text);
+}
+
+/// Also where it takes a record rule or a key that has ended to get there; a word of a newer daemon says nothing.
+#[test]
+fn every_word_for_what_lacks_has_a_next_step() {
+    let request: ExplainRequest = serde_json::from_value(serde_json::json!({
+        "caller_key_id": "k3v9x0a1b2c3", "connection": "here", "family": "table", "table": "incident", "method": "GET"
+    }))
+    .unwrap();
+    let asked = Asked { request, connection_absent: false };
+    for (nearest, step) in [
+        ("no_policy", "bearerd key add --policy ID"),
+        ("record_rule_key", "use a key without a record rule"),
+        (
+            "records_unchecked",
+            "here is connected, then write policy own anew (bearerd policy add own --replace)",
+        ),
+        ("query", "change the query as the reason says, or write policy own anew"),
+        ("key_expired", "bearerd key add"),
+    ] {
+        let explanation: Explanation = serde_json::from_value(serde_json::json!({
+            "allowed": false, "policy": "own", "rule": 2, "nearest": nearest, "connection_known": true
+        }))
+        .unwrap();
+        let text = explained(&explanation, &asked);
+        let next = text.lines().find(|line| line.starts_with("next ")).unwrap_or_default();
+        assert!(next.contains(step), "{nearest}: {text}");
+        let newer = Explanation { nearest: Some("moon".to_owned()), ..explanation };
+        assert!(!explained(&newer, &asked).contains("next "), "{nearest}");
+    }
 }
 
 #[tokio::test]
