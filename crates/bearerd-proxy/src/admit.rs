@@ -249,7 +249,9 @@ pub(crate) fn not_lent(error: &LendError) -> Fault {
 
 /// The connection that was judged is not, or not quite, the one that lent the token: the next call is judged anew.
 pub(crate) fn changed_meanwhile() -> Fault {
-    Fault::new(Code::TokenUnavailable).detail("The connection was changed meanwhile.").retry_after(1)
+    Fault::new(Code::TokenUnavailable)
+        .detail("The connection or the policy was changed meanwhile.")
+        .retry_after(1)
 }
 
 /// Says nothing that differs between a connection that does not exist and one that the key may not use (S-16).

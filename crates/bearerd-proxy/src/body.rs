@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -55,9 +56,12 @@ struct SentBody {
 #[derive(Debug)]
 struct Kept {
     /// Views into the parser's buffers: nothing is copied.
-    chunks: Vec<Bytes>,
+    chunks: VecDeque<Bytes>,
+    /// How many of them the newest attempt has taken.
+    taken: usize,
     bytes: usize,
     bytes_max: usize,
+    /// No attempt can begin anew: what was taken is gone, and what is taken goes.
     overflown: bool,
     /// Nothing of it has been sent yet.
     keeps_all: bool,
@@ -76,7 +80,8 @@ impl CallerBody {
             ended: Cell::new(incoming.is_end_stream()),
             incoming: RefCell::new(incoming),
             kept: RefCell::new(Kept {
-                chunks: Vec::new(),
+                chunks: VecDeque::new(),
+                taken: 0,
                 bytes: 0,
                 bytes_max: keep_bytes_max,
                 overflown: false,
@@ -100,7 +105,8 @@ impl CallerBody {
         }
         let attempt = self.0.attempts.get() + 1;
         self.0.attempts.set(attempt);
-        Some(UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt, at: 0 })))
+        self.0.kept.borrow_mut().taken = 0;
+        Some(UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt })))
     }
 
     /// All of it has come, or enough to begin with.
@@ -134,7 +140,7 @@ impl CallerBody {
         self.0.attempts.set(u32::MAX);
     }
 
-    /// No replay can come any more: what was kept for it is let go.
+    /// No replay can come any more: what was kept for it, and was sent, is let go.
     pub(crate) fn keep_no_more(&self) {
         self.0.kept.borrow_mut().let_go();
     }
@@ -177,8 +183,6 @@ pub(crate) struct UpstreamBody(Option<Attempt>);
 struct Attempt {
     body: Rc<SentBody>,
     number: u32,
-    /// Kept chunks that this attempt has sent.
-    at: usize,
 }
 
 impl UpstreamBody {
@@ -201,7 +205,7 @@ impl Body for UpstreamBody {
 
     fn is_end_stream(&self) -> bool {
         self.0.as_ref().is_none_or(|attempt| {
-            attempt.body.ended.get() && attempt.at >= attempt.body.kept.borrow().chunks.len()
+            attempt.is_newest() && attempt.body.ended.get() && !attempt.body.kept.borrow().has_more()
         })
     }
 
@@ -209,7 +213,7 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         let Some(attempt) = &self.0 else { return SizeHint::with_exact(0) };
         let kept = attempt.body.kept.borrow();
-        let again: u64 = kept.chunks.iter().skip(attempt.at).map(|chunk| chunk.len() as u64).sum();
+        let again: u64 = kept.chunks.iter().skip(kept.taken).map(|chunk| chunk.len() as u64).sum();
         let coming = attempt.body.incoming.borrow().size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(coming.lower() + again);
@@ -221,24 +225,31 @@ impl Body for UpstreamBody {
 }
 
 impl Attempt {
+    fn is_newest(&self) -> bool {
+        self.body.attempts.get() == self.number
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
         let body = &self.body;
-        if body.attempts.get() != self.number {
+        if !self.is_newest() {
             return Poll::Ready(Some(Err(BodyFault::Superseded)));
         }
         if let Some(fault) = body.fault.get() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let kept = body.kept.borrow().chunks.get(self.at).cloned();
+        let kept = body.kept.borrow_mut().take();
         let chunk = match kept {
             Some(chunk) => Some(chunk),
             None if body.ended.get() => None,
             None => match body.poll_new_chunk(cx) {
-                Poll::Ready(chunk) => chunk?,
+                Poll::Ready(chunk) => {
+                    let chunk = chunk?;
+                    let _kept = body.kept.borrow_mut().take();
+                    chunk
+                }
                 Poll::Pending => return Poll::Pending,
             },
         };
-        self.at += 1;
         body.progressed_at.set(body.now.now());
         Poll::Ready(chunk.map(Ok))
     }
@@ -296,13 +307,27 @@ impl Kept {
         if self.overflown || (self.bytes > self.bytes_max && !self.keeps_all) {
             self.let_go();
         } else {
-            self.chunks.push(chunk.clone());
+            self.chunks.push_back(chunk.clone());
         }
+    }
+
+    fn has_more(&self) -> bool {
+        self.chunks.len() > self.taken
+    }
+
+    /// The next one that the newest attempt has not taken.
+    fn take(&mut self) -> Option<Bytes> {
+        if self.overflown {
+            return self.chunks.pop_front();
+        }
+        let chunk = self.chunks.get(self.taken)?.clone();
+        self.taken += 1;
+        Some(chunk)
     }
 
     fn let_go(&mut self) {
         self.overflown = true;
-        self.chunks = Vec::new();
+        self.chunks.drain(..std::mem::take(&mut self.taken));
     }
 }
 
@@ -449,6 +474,70 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Streamed(stream, _) => stream.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        /// The newest attempt asks for more.
+        Take,
+        /// A first piece is read before there is an attempt.
+        ReadFirst,
+        BeginAnew,
+        KeepNoMore,
+    }
+
+    proptest! {
+        /// I-11: whatever is let go and when, the newest attempt gets every byte once, from the first one on.
+        #[test]
+        fn an_attempt_gets_the_whole_body_in_order(
+            acts in collection::vec(
+                prop_oneof![
+                    8 => Just(Act::Take), 1 => Just(Act::ReadFirst), 1 => Just(Act::BeginAnew), 1 => Just(Act::KeepNoMore),
+                ],
+                0..60,
+            ),
+            bytes_max in 0..40_usize,
+        ) {
+            let chunk = |number: u8| Bytes::copy_from_slice(&[number; 3]);
+            let mut kept = Kept {
+                chunks: VecDeque::new(), taken: 0, bytes: 0, bytes_max, overflown: false, keeps_all: false,
+            };
+            let (mut read, mut got, mut begun) = (0_u8, 0_u8, false);
+            for act in acts {
+                match act {
+                    Act::ReadFirst if !begun && !kept.overflown => {
+                        kept.keeps_all = true;
+                        kept.keep(&chunk(read));
+                        kept.keeps_all = false;
+                        read += 1;
+                    }
+                    Act::ReadFirst => {}
+                    Act::BeginAnew if !kept.overflown => (kept.taken, got, begun) = (0, 0, true),
+                    Act::BeginAnew => {}
+                    Act::KeepNoMore => kept.let_go(),
+                    Act::Take => {
+                        begun = true;
+                        let taken = kept.take().unwrap_or_else(|| {
+                            let new = chunk(read);
+                            kept.keep(&new);
+                            read += 1;
+                            let _kept = kept.take();
+                            new
+                        });
+                        prop_assert_eq!(taken, chunk(got));
+                        got += 1;
+                    }
+                }
+                prop_assert_eq!(kept.has_more(), got < read);
+            }
         }
     }
 }

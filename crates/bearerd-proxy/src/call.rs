@@ -181,6 +181,7 @@ async fn answer(
             &route,
             opening.query.as_deref(),
         ),
+        query: opening.query,
         body,
     };
     let (answer, stream, pool) = exchange(&outgoing, &view.id, token, under_way).await.map_err(concerned)?;
@@ -375,6 +376,8 @@ struct Outgoing<'a> {
     /// The caller's own head.
     sent: &'a request::Parts,
     target: PathAndQuery,
+    /// What a record rule made of the caller's query.
+    query: Option<String>,
     body: Option<CallerBody>,
 }
 
@@ -402,9 +405,13 @@ async fn exchange(
             && Arc::ptr_eq(&newer.upstream, &token.upstream)
             && let Some(attempt) = outgoing.attempt(&newer)
         {
-            // Key and policy may be others after the wait.
+            // Key and policy may be others after the wait, and the connection is settled by now.
+            let asked = Asked { named: Some(id.as_str()), ..outgoing.asked };
             let known = Known::default();
-            worker.remembering(|memory| admit::step(memory, outgoing.asked, &known, under_way))?;
+            match worker.remembering(|memory| admit::step(memory, asked, &known, under_way))? {
+                Step::Go(opening, _) | Step::Acquire(opening) if opening.query == outgoing.query => {}
+                _ => return Err(admit::changed_meanwhile()),
+            }
             // Its connection is closed, and with it what was still being sent there.
             drop(first);
             worker.shard.replays.add_one();
@@ -493,8 +500,7 @@ impl Outgoing<'_> {
         under_way: &UnderWay,
     ) -> Outcome {
         let head = upstream_head::encode(self.method.name(), &self.target, &self.sent.headers, ours);
-        let (chunked, to_head) = (ours.length == Length::Unknown, self.method == Method::Head);
-        let mut exchange = Exchange::new(connection, head, body, chunked, to_head);
+        let mut exchange = Exchange::new(connection, head, body, ours.length, self.method == Method::Head);
         Ok(match self.within_limits(|cx| exchange.poll_head(cx), under_way).await? {
             Ok(parsed) => {
                 let stream = exchange.into_body(&parsed);
@@ -525,7 +531,7 @@ impl Outgoing<'_> {
         let (call, answering) = shared.send(request);
         let mut answering = pin!(answering);
         let answered = self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await;
-        if answered.is_err() {
+        if answered.as_ref().is_err_and(|fault| fault.code == Code::InstanceTimeout) {
             // It may be dead without anybody saying so: no further call goes there.
             shared.retire();
         }

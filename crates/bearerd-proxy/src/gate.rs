@@ -111,7 +111,8 @@ impl AsyncRead for Gate {
             ready!(self.poll_source(cx, buffer))?;
             let read = &buffer.filled()[before..];
             if read.is_empty() {
-                return Poll::Ready(Ok(())); // the end: a head that has not ended is nobody's
+                // The end: a head that has not ended is nobody's. But a refusal is under way, and not to be given up for it.
+                return if self.refused { Poll::Pending } else { Poll::Ready(Ok(())) };
             }
             if self.refused {
                 buffer.set_filled(before);
@@ -173,17 +174,18 @@ impl AsyncWrite for Gate {
         if !self.is_shut {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.is_shut = true;
+            if !self.refused && !self.caller.is_sending() {
+                return Poll::Ready(Ok(()));
+            }
             self.caller.lingers(self.now.now());
         }
-        while self.caller.is_sending() {
+        loop {
             let mut room = [MaybeUninit::uninit(); LINGER_BUFFER_BYTES];
             let mut buffer = ReadBuf::uninit(&mut room);
             if ready!(self.poll_source(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
-                break;
+                return Poll::Ready(Ok(()));
             }
-            self.caller.read(buffer.filled(), self.now.now());
         }
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -7,16 +7,17 @@ use std::{
     collections::HashMap,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bearerd_model::InstanceOrigin;
-use bearerd_net::{ConnectError, Connector};
+use bearerd_net::{ConnectError, ConnectStage, Connector};
 use bearerd_tokens::Upstream;
 use http::{HeaderValue, uri::Scheme};
 use tokio::{
     sync::Mutex,
     task::{coop::has_budget_remaining, yield_now},
+    time::timeout,
 };
 
 use crate::{
@@ -54,9 +55,9 @@ pub(crate) struct Pool {
     idle: RefCell<Vec<Idle>>,
     /// Over HTTP/2, where the connector offers that.
     shared: RefCell<Vec<Rc<SharedConnection>>>,
-    /// How many of those have been opened.
-    shared_opened: Cell<u64>,
     opening: Mutex<()>,
+    /// The instance did not agree to HTTP/2 when it was last asked: there is nothing to wait for.
+    is_http1: Cell<bool>,
     idle_max: usize,
     used_at: Cell<u64>,
     now: Coarse,
@@ -127,8 +128,8 @@ impl Pools {
             places: self.places.of(&upstream.instance),
             idle: RefCell::default(),
             shared: RefCell::default(),
-            shared_opened: Cell::new(0),
             opening: Mutex::default(),
+            is_http1: Cell::new(false),
             idle_max: self.idle_max,
             used_at: Cell::new(self.now.now()),
             now: self.now.clone(),
@@ -149,9 +150,10 @@ impl Pools {
         }
     }
 
-    /// As [`Self::take`], where connections can be shared. They are opened one at a time, and whoever waited for one looks
-    /// for room on it first. Where that brought nothing to share, each that waited opens its own.
+    /// As [`Self::take`], where connections can be shared. They are opened one at a time, and whoever waits for that looks
+    /// for room on the new one first; all within one `limit`.
     async fn take_shared(&self, pool: &Pool, limit: Duration) -> Result<Taken, ConnectError> {
+        let until = Instant::now() + limit;
         loop {
             let roomy = pool.shared.borrow().iter().find(|shared| shared.has_room()).cloned();
             if let Some(shared) = roomy {
@@ -167,20 +169,19 @@ impl Pools {
                 shared.grown().await;
                 continue;
             }
-            let opened = pool.shared_opened.get();
+            let left = until.saturating_duration_since(Instant::now());
             let opening = pool.opening.try_lock();
-            if opening.is_err() {
-                drop(pool.opening.lock().await);
-                if pool.shared_opened.get() != opened {
-                    continue;
-                }
+            if opening.is_err() && !pool.is_http1.get() {
+                let waited = timeout(left, pool.opening.lock()).await;
+                drop(waited.map_err(|_| ConnectError::TimedOut { stage: ConnectStage::Tcp, limit })?);
+                continue;
             }
-            let taken = self.open(pool, limit).await?;
+            let taken = self.open(pool, left).await?;
+            pool.is_http1.set(matches!(taken.way, Way::Http1(_)));
             if let Way::Http2(shared) = &taken.way {
                 let mut pooled = pool.shared.borrow_mut();
                 pooled.retain(|shared| !shared.is_closed());
                 pooled.push(Rc::clone(shared));
-                pool.shared_opened.set(pool.shared_opened.get() + 1);
             }
             return Ok(taken);
         }

@@ -97,7 +97,8 @@ impl UnderWay {
     pub(crate) fn routed(&mut self, route: &Route<'_>, total_max_ms: u64) {
         let call = &mut *self.0;
         call.total_max_ms = total_max_ms;
-        call.caller.call_ends_by(call.begun_at.saturating_add(total_max_ms));
+        // A little later than the call itself ends: it is answered before its connection is closed.
+        call.caller.call_ends_by(call.begun_at.saturating_add(total_max_ms).saturating_add(ANSWER_MS));
         call.record.family = Text::new(&route.family.name());
         call.record.table = Text::new(route.table.unwrap_or_default());
     }
@@ -225,6 +226,9 @@ impl UnderWay {
         elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
     }
 }
+
+/// For an answer that says that the time is up.
+const ANSWER_MS: u64 = 2_000;
 
 impl Drop for UnderWay {
     fn drop(&mut self) {

@@ -19,6 +19,7 @@ use crate::{
         answer::{self, Framing, HeadFault, Parsed},
         chunked::{ChunkFault, Chunked},
     },
+    upstream_head::Length,
 };
 
 /// A connection that nothing is under way on. Dropping it closes it.
@@ -98,6 +99,8 @@ struct Sending {
     body: UpstreamBody,
     /// The body goes in chunks: its length is not known.
     chunked: bool,
+    /// Bytes of the body that were stated and have not come.
+    left: u64,
     state: SendState,
     /// The connection has taken something.
     begun: bool,
@@ -119,15 +122,17 @@ impl Exchange {
         connection: Connection,
         head: BytesMut,
         body: UpstreamBody,
-        chunked: bool,
+        length: Length,
         to_head: bool,
     ) -> Self {
+        let left = if let Length::Known(length) = length { length } else { 0 };
         let sending = Sending {
             frame: head,
             data: Bytes::new(),
             tail: &[],
             body,
-            chunked,
+            chunked: length == Length::Unknown,
+            left,
             state: SendState::Writing,
             begun: false,
         };
@@ -240,23 +245,32 @@ impl Sending {
         match chunk {
             Some(Ok(frame)) => {
                 self.data = frame.into_data().unwrap_or_default();
+                if !self.chunked {
+                    // One byte more or less than was stated, and the next request on this connection is another's.
+                    let left = self.left.checked_sub(self.data.len() as u64);
+                    self.left = left.ok_or_else(|| self.broken_off())?;
+                }
                 if self.chunked && !self.data.is_empty() {
                     push_hex(&mut self.frame, self.data.len());
                     self.frame.put_slice(b"\r\n");
                     self.tail = b"\r\n";
                 }
             }
-            Some(Err(_)) => {
-                self.state = SendState::Failed;
-                return Poll::Ready(Err(ExchangeFault::Body));
-            }
+            Some(Err(_)) => return Poll::Ready(Err(self.broken_off())),
             None if self.chunked => {
                 self.tail = b"0\r\n\r\n";
                 self.chunked = false;
             }
+            None if self.left > 0 => return Poll::Ready(Err(self.broken_off())),
             None => self.state = SendState::Flush,
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn broken_off(&mut self) -> ExchangeFault {
+        self.state = SendState::Failed;
+        self.data = Bytes::new();
+        ExchangeFault::Body
     }
 
     fn failed(&mut self, error: io::Error) -> ExchangeFault {

@@ -138,6 +138,7 @@ impl SharedConnection {
 
     pub(crate) fn retire(&self) {
         self.retired.set(true);
+        self.settings.come(); // nobody waits for it
     }
 
     /// Sends; the future is the wait for the answer's head.

@@ -106,6 +106,19 @@ async fn hostile_heads_are_refused_and_the_connection_closed() {
     assert_eq!(counted, refused);
 }
 
+/// Who has closed its sending side behind it is answered all the same, and counted.
+#[tokio::test]
+async fn a_hostile_head_that_is_the_last_is_refused_too() {
+    let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    caller.send_and_end("GET / HTTP/1.1\nHost: a\n\n").await;
+    assert_eq!(caller.answer(false).await.code(), "request_malformed");
+    assert_eq!(caller.closed().await, b"");
+    door.until(r#"bearerd_proxy_requests_total{method="other",origin="bearerd",status_class="4xx"}"#, 1)
+        .await;
+}
+
 /// P-02: a fault in a later request does not spoil the ones before it, and ends what comes after it.
 #[tokio::test]
 async fn a_hostile_head_behind_a_good_one_is_refused_in_its_turn() {

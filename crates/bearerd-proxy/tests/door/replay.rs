@@ -1,12 +1,12 @@
 //! P-26: an upstream 401 means one forced refresh, one replay, and nothing else ever runs twice.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use bearerd_model::Generation;
+use bearerd_model::{ConnectionSelector, Generation};
 use bearerd_proxy::ProxySettings;
 use bearerd_tokens::AfterRefusal;
 
-use crate::support::{Door, Instance, id, ok, respond, soon, token, upstream};
+use crate::support::{Door, Instance, id, ok, respond, rule, snapshot, soon, token, upstream};
 
 const CHALLENGE: &str = "www-authenticate: Bearer realm=\"sn\"\r\n";
 
@@ -39,6 +39,46 @@ async fn a_refused_token_is_replaced_and_the_call_replayed_once() {
     assert_eq!(door.tokens.refused(), vec![(id("hr"), Generation(7)); 4]);
     assert_eq!(door.metric("bearerd_proxy_replays_total"), 4);
     assert_eq!(instance.accepted(), 8);
+}
+
+/// I-11: key and policy are asked again after the wait, also where the call had left the connection to them.
+#[tokio::test]
+async fn what_is_replayed_is_judged_again() {
+    for narrower in [true, false] {
+        let mut instance = Instance::listen().await;
+        let door = Door::open(&instance);
+        let label = |name: &str| BTreeMap::from([("name".to_owned(), name.to_owned())]);
+        door.tokens.set_roster(Some([(id("hr"), label("hr"))].into_iter().collect()));
+        let publish = |methods: &[&str]| {
+            let rule = rule(ConnectionSelector::Labels(label("hr")), &["incident"], methods);
+            door.shared.publish(snapshot(&door.key, vec![rule], None), door.shared.confirmed_at());
+        };
+        publish(&["POST"]);
+        door.tokens.after_refusal(AfterRefusal::Replay(door.tokens.token_of("hr", "newer", 8)));
+        let refresh_ends = door.tokens.hold_refresh();
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/incident", "content-length: 2\r\n") + "ab").await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        peer.send(respond(401, "first", CHALLENGE)).await;
+        soon(async {
+            while door.tokens.refused().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        publish(if narrower { &["GET"] } else { &["POST", "GET"] });
+        refresh_ends.send(()).unwrap();
+        if narrower {
+            assert_eq!(caller.answer(false).await.code(), "policy_denied");
+            assert_eq!(instance.accepted(), 1);
+        } else {
+            let mut again = instance.accept().await;
+            assert_eq!(again.request().await.text(), "ab");
+            again.send(ok("{}", "")).await;
+            assert_eq!(caller.answer(false).await.status, 200);
+        }
+    }
 }
 
 #[tokio::test]

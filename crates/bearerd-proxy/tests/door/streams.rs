@@ -1,6 +1,8 @@
 //! Bodies flow while they are made: nothing is gathered, limits hold while streaming, and whoever leaves stops it.
 
-use crate::support::{Door, Instance, ok, respond};
+use std::time::Duration;
+
+use crate::support::{Door, Instance, ok, respond, soon};
 use bearerd_proxy::{FamilySettings, ProxySettings};
 
 /// The instance sends its second chunk only when the caller has the first.
@@ -229,6 +231,48 @@ async fn large_bodies_arrive_whole() {
     };
     let (_peer, answer) = tokio::join!(echoing, calling);
     assert!(answer.message.body == body);
+}
+
+/// P-19: neither has a call all the time in the world, and its caller is told.
+#[tokio::test]
+async fn no_call_takes_longer_than_its_family_may() {
+    let mut instance = Instance::listen().await;
+    let table = FamilySettings { total_timeout_s: 1, ..FamilySettings::TABLE };
+    let door = Door::open_with(&instance, ProxySettings { table, ..ProxySettings::default() });
+    // An instance that does not answer.
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (504, "instance_timeout"));
+    peer.closed().await;
+    // A caller that sends a little now and then.
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "content-length: 100000\r\n")).await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    let answer = soon(async {
+        loop {
+            caller.try_send("x").await;
+            if let Ok(answer) = tokio::time::timeout(Duration::from_millis(20), caller.answer(false)).await {
+                break answer;
+            }
+        }
+    });
+    let answer = answer.await;
+    assert_eq!((answer.status, answer.code()), (408, "request_too_slow"));
+    peer.closed().await;
+    // An answer that does not end is cut off.
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nabc").await;
+    assert!(caller.try_answer(false).await.is_none());
+    peer.closed().await;
+    let timed_out = r#"bearerd_proxy_errors_total{code="instance_timeout"}"#;
+    door.until(timed_out, 2).await;
 }
 
 /// P-19: silence has its limits.

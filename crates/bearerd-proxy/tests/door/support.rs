@@ -575,6 +575,13 @@ impl Caller {
         self.0.send(bytes).await;
     }
 
+    /// Sends, and closes this side in the same segment.
+    pub(crate) async fn send_and_end(&mut self, bytes: impl AsRef<[u8]>) {
+        SockRef::from(&self.0.stream).set_tcp_cork(true).unwrap();
+        self.send(bytes).await;
+        soon(self.0.stream.shutdown()).await.unwrap();
+    }
+
     /// As [`Self::send`], where the door may have closed already: then `false`.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         soon(self.0.stream.write_all(bytes.as_ref())).await.is_ok()
