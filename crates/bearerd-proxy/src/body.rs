@@ -519,9 +519,8 @@ mod tests {
                         kept.keeps_all = false;
                         read += 1;
                     }
-                    Act::ReadFirst => {}
                     Act::BeginAnew if !kept.overflown => (kept.taken, got, begun) = (0, 0, true),
-                    Act::BeginAnew => {}
+                    Act::ReadFirst | Act::BeginAnew => {}
                     Act::KeepNoMore => kept.let_go(),
                     Act::Take => {
                         begun = true;

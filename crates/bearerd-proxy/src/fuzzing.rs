@@ -173,27 +173,24 @@ pub fn wire(bytes: &[u8]) {
     let (mut whole, mut pieces) = (scanner(), scanner());
     let at_once = whole.feed(stream);
     // What goes on is the same in the end: a head at once when it is whole.
-    let (mut read, mut passed) = (0, 0);
+    let (mut fed, mut went_on) = (0, 0);
     for piece in stream.chunks(size) {
         let reading = pieces.feed(piece);
-        read += piece.len();
         if reading.passed > 0 {
-            passed = read - piece.len() + reading.passed;
+            went_on = fed + reading.passed;
         }
+        fed += piece.len();
     }
-    assert_eq!((&whole, at_once.passed), (&pieces, passed));
+    assert_eq!((&whole, at_once.passed), (&pieces, went_on));
     assert_eq!(at_once.instead.is_some(), whole.fault().is_some_and(|(_, fault)| !fault.is_of_body()));
     let mut room = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut room);
     let outcome = parsed.parse(stream);
     let mut scanner = scanner();
-    let head_len = match outcome {
-        Ok(httparse::Status::Complete(len)) => len,
+    let Ok(httparse::Status::Complete(head_len)) = outcome else {
         // Nothing of what the parser refuses, or has not seen the end of, goes on to it.
-        _ => {
-            let empty_lines = stream.chunks(2).take_while(|pair| pair == b"\r\n").count() * 2;
-            return assert!(at_once.passed <= empty_lines, "{outcome:?}");
-        }
+        let empty_lines = stream.chunks(2).take_while(|pair| pair == b"\r\n").count() * 2;
+        return assert!(at_once.passed <= empty_lines, "{outcome:?}");
     };
     let before_end = scanner.feed(&stream[..head_len - 1]);
     let was_in_head = scanner.is_in_head();
