@@ -178,7 +178,7 @@ impl CallerConnection {
             }
             Watch::Http2(guard) => {
                 guard.feed(bytes);
-                Reading { passed: bytes.len(), instead: None }
+                Reading { passed: bytes.len(), refused: false }
             }
         }
     }

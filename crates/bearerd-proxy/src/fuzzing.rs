@@ -182,7 +182,7 @@ pub fn wire(bytes: &[u8]) {
         fed += piece.len();
     }
     assert_eq!((&whole, at_once.passed), (&pieces, went_on));
-    assert_eq!(at_once.instead.is_some(), whole.fault().is_some_and(|(_, fault)| !fault.is_of_body()));
+    assert_eq!(at_once.refused, whole.fault().is_some_and(|(_, fault)| !fault.is_of_body()));
     let mut room = [httparse::EMPTY_HEADER; 100];
     let mut parsed = httparse::Request::new(&mut room);
     let outcome = parsed.parse(stream);

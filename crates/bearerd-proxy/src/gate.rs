@@ -13,7 +13,11 @@ use std::{
 use bearerd_net::ServerStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::{caller::CallerConnection, coarse::Coarse, wire::Reading};
+use crate::{
+    caller::CallerConnection,
+    coarse::Coarse,
+    wire::{self, Reading},
+};
 
 pub(crate) struct Gate {
     stream: ServerStream,
@@ -118,7 +122,7 @@ impl AsyncRead for Gate {
                 buffer.set_filled(before);
                 continue;
             }
-            let Reading { passed, instead } = self.caller.read(read, self.now.now());
+            let Reading { passed, refused } = self.caller.read(read, self.now.now());
             if passed == read.len() && self.held.is_empty() {
                 return Poll::Ready(Ok(())); // almost always
             }
@@ -131,11 +135,12 @@ impl AsyncRead for Gate {
                 self.held.extend_from_slice(read);
                 buffer.set_filled(before);
             }
-            if let Some(instead) = instead {
-                let ready = self.ready;
+            if refused {
                 self.refused = true;
+                let instead = wire::in_place_of(&self.held[self.ready..]);
+                let ready = self.ready;
                 self.held.truncate(ready);
-                self.held.extend_from_slice(instead);
+                self.held.extend_from_slice(&instead);
                 self.ready = self.held.len();
             }
             if buffer.filled().len() > before {

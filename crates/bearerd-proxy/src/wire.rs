@@ -68,13 +68,35 @@ impl WireFault {
 pub(crate) struct Reading {
     /// So many of the bytes; what is left is the beginning of a head, or belongs to one that is refused.
     pub(crate) passed: usize,
-    /// The head behind them is refused, and the connection ends with it: this goes on in its place.
-    pub(crate) instead: Option<&'static [u8]>,
+    /// The head behind them is refused, and the connection ends with it.
+    pub(crate) refused: bool,
 }
 
-/// Its method is none that anybody sends, so that access records show it; but an answer to a HEAD has no body.
-const IN_PLACE_OF_REFUSED: &[u8] = b"- / HTTP/1.1\r\nHost: a\r\n\r\n";
-const IN_PLACE_OF_REFUSED_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// What goes on in place of a refused head, as much of it as was read: its method, and what the answer and the access
+/// record are made from, where that is well-formed.
+pub(crate) fn in_place_of(refused: &[u8]) -> Vec<u8> {
+    let lines = refused.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = lines.skip_while(|line| line.is_empty());
+    let start = lines.next().unwrap_or_default();
+    let method = start.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let method = std::str::from_utf8(method).ok().and_then(Method::parse).map_or("-", Method::name);
+    let version = if start.ends_with(b" HTTP/1.0") { "1.0" } else { "1.1" };
+    let mut head = format!("{method} / HTTP/{version}\r\nHost: a\r\n").into_bytes();
+    for line in lines.take_while(|line| !line.is_empty()).take(HEADERS_MAX) {
+        let tells = SAID_OF_REFUSED.iter().any(|name| value_of(line, name.as_bytes()).is_some());
+        if tells && line.len() <= SAID_BYTES_MAX && is_clean(line) {
+            head.extend_from_slice(line);
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// Headers that say how to answer, and whom.
+const SAID_OF_REFUSED: [&str; 4] = ["accept", "forwarded", "traceparent", "x-request-id"];
+/// Of one of them.
+const SAID_BYTES_MAX: usize = 512;
 
 /// Follows the requests of one HTTP/1 connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,8 +109,9 @@ pub(crate) struct Scanner {
     /// Of the head under way, or of the empty lines before it.
     head_bytes: usize,
     headers: usize,
-    is_to_head: bool,
     is_http10: bool,
+    /// Of the head under way, which is read to its end all the same: it says how to answer.
+    target_too_long: bool,
     lengths: u32,
     length: u64,
     chunked: bool,
@@ -122,8 +145,8 @@ impl Scanner {
             partial: Vec::new(),
             head_bytes: 0,
             headers: 0,
-            is_to_head: false,
             is_http10: false,
+            target_too_long: false,
             lengths: 0,
             length: 0,
             chunked: false,
@@ -170,8 +193,7 @@ impl Scanner {
                 passed = len - bytes.len();
             }
         }
-        let instead = if self.is_to_head { IN_PLACE_OF_REFUSED_HEAD } else { IN_PLACE_OF_REFUSED };
-        Reading { passed, instead: (self.state == State::Refused).then_some(instead) }
+        Reading { passed, refused: self.state == State::Refused }
     }
 
     fn take_line(&mut self, bytes: &mut &[u8]) {
@@ -181,9 +203,6 @@ impl Scanner {
         if matches!(self.state, State::RequestLine | State::Header) {
             self.head_bytes += line.len();
             if let Some(fault) = self.is_too_long() {
-                if self.state == State::RequestLine {
-                    self.is_to_head = self.partial.iter().chain(line).take(HEAD.len()).eq(HEAD);
-                }
                 return self.found(fault);
             }
         }
@@ -204,21 +223,17 @@ impl Scanner {
     }
 
     fn is_too_long(&self) -> Option<WireFault> {
-        let target_max = self.target_bytes_max + REQUEST_LINE_SLACK_BYTES;
+        let most = head_bytes_max(self.target_bytes_max, self.headers_bytes_max);
         match self.state {
-            State::RequestLine if self.head_bytes > target_max => Some(WireFault::TargetTooLong),
-            _ if self.head_bytes > target_max + self.headers_bytes_max + HEADERS_SLACK_BYTES => {
-                Some(WireFault::HeadersTooLarge)
-            }
-            _ => None,
+            _ if self.head_bytes <= most => None,
+            State::RequestLine => Some(WireFault::TargetTooLong),
+            _ if self.target_too_long => Some(WireFault::TargetTooLong),
+            _ => Some(WireFault::HeadersTooLarge),
         }
     }
 
     /// `line` is without its LF.
     fn line(&mut self, line: &[u8]) {
-        if self.state == State::RequestLine {
-            self.is_to_head = line.starts_with(HEAD);
-        }
         let Some(line) = line.strip_suffix(b"\r") else {
             return self.found(match self.state {
                 State::RequestLine | State::Header => WireFault::BareLineFeed,
@@ -257,9 +272,7 @@ impl Scanner {
             let known = std::str::from_utf8(method).is_ok_and(|method| Method::parse(method).is_some());
             return Err(if known { WireFault::NotAPath } else { WireFault::Method });
         }
-        if target.len() > self.target_bytes_max {
-            return Err(WireFault::TargetTooLong);
-        }
+        self.target_too_long = target.len() > self.target_bytes_max;
         if has_any(target, |byte| byte <= b' ' || byte >= 0x7f || matches!(byte, b'"' | b'<' | b'>' | b'#')) {
             let fragment = target.contains(&b'#');
             return Err(if fragment { WireFault::Fragment } else { WireFault::TargetByte });
@@ -283,7 +296,7 @@ impl Scanner {
         if end > NAME_BYTES_MAX {
             return self.found(WireFault::HeadersTooLarge);
         }
-        if has_any(&line[end..], |byte| byte < b' ' && byte != b'\t' || byte == 0x7f) {
+        if !is_clean(&line[end..]) {
             return self.found(WireFault::HeaderValue);
         }
         match line.first().map(u8::to_ascii_lowercase) {
@@ -314,6 +327,9 @@ impl Scanner {
     }
 
     fn end_of_head(&mut self) {
+        if self.target_too_long {
+            return self.found(WireFault::TargetTooLong);
+        }
         if self.lengths > 1 || (self.chunked && self.lengths > 0) {
             return self.found(WireFault::TwoLengths);
         }
@@ -389,6 +405,11 @@ fn are_extensions(mut text: &[u8]) -> bool {
     text.is_empty()
 }
 
+/// No byte that a header value may not hold (RFC 9110 §5.5).
+fn is_clean(text: &[u8]) -> bool {
+    !has_any(text, |byte| byte < b' ' && byte != b'\t' || byte == 0x7f)
+}
+
 /// Without a branch per byte.
 fn has_any(bytes: &[u8], refused: impl Fn(u8) -> bool) -> bool {
     bytes.iter().fold(false, |found, byte| found | refused(*byte))
@@ -447,11 +468,14 @@ fn is_harmless_trailer(line: &[u8]) -> bool {
 impl Limits {
     /// No head that goes on to the parser is longer.
     pub(crate) fn head_bytes_max(&self) -> usize {
-        self.target_bytes_max + REQUEST_LINE_SLACK_BYTES + self.headers_bytes_max + HEADERS_SLACK_BYTES
+        head_bytes_max(self.target_bytes_max, self.headers_bytes_max)
     }
 }
 
-const HEAD: &[u8] = b"HEAD ";
+const fn head_bytes_max(target_bytes_max: usize, headers_bytes_max: usize) -> usize {
+    target_bytes_max + REQUEST_LINE_SLACK_BYTES + headers_bytes_max + HEADERS_SLACK_BYTES
+}
+
 /// As many as the parser has room for.
 const HEADERS_MAX: usize = 100;
 const NAME_BYTES_MAX: usize = 1024;
@@ -553,7 +577,7 @@ mod tests {
         check("GET /a?a=b^c|{d}[e]\\~`'();,:@!$&*+ HTTP/1.1\r\n\r\n", None);
         line(&format!("GET /{long} HTTP/1.1"), WireFault::TargetTooLong);
         check(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", &long[1..]), None);
-        check(&format!("GET /{long}{long}"), Some((0, WireFault::TargetTooLong)));
+        check(&format!("GET /{}", long.repeat(10)), Some((0, WireFault::TargetTooLong)));
         check("\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n", None);
         check("\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n", Some((0, WireFault::RequestLine)));
         let header = |header: &str, fault| {
@@ -595,25 +619,38 @@ mod tests {
             (" / HTTP/1.1\r\n\r\nGET / HTTP/1.1\nX", 15, true),
             ("anything", 0, true),
         ] {
-            let instead = refused.then_some(IN_PLACE_OF_REFUSED);
-            assert_eq!(scanner.feed(bytes.as_bytes()), Reading { passed, instead }, "{bytes:?}");
+            assert_eq!(scanner.feed(bytes.as_bytes()), Reading { passed, refused }, "{bytes:?}");
         }
     }
 
-    /// RFC 9110 §9.3.2: its caller would take a body for the beginning of another answer.
+    /// RFC 9110 §9.3.2: a HEAD stays one, or its caller would take a body for the beginning of another answer.
     #[test]
-    fn what_is_answered_in_place_of_a_head_request_has_no_body() {
-        for head in [
-            "HEAD / HTTP/1.1\nHost: a\r\n\r\n",
-            "\r\nHEAD x HTTP/1.1\r\n",
-            "HEAD / HTTP/1.1\r\nx\r\n",
-            &format!("HEAD /{}", "x".repeat(10_000)),
+    fn what_goes_on_in_place_of_a_head_says_how_to_answer_it() {
+        for (head, expected) in [
+            ("HEAD x HTTP/1.1\r\n", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ("\r\nHEAD / HTTP/1.0\r\nx", "HEAD / HTTP/1.0\r\nHost: a\r\n\r\n"),
+            ("HEAD /", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ("", "- / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ("CONNECT a:1 HTTP/1.1\r\n", "- / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (
+                "GET /#x HTTP/1.1\r\nACCEPT: text/xml\r\nX-Y: z\r\nX-Request-Id: 7\nForwarded: a\0b\r\n\r\nAccept: no",
+                "GET / HTTP/1.1\r\nHost: a\r\nACCEPT: text/xml\r\nX-Request-Id: 7\r\n\r\n",
+            ),
         ] {
-            for size in [1, 3, head.len()] {
-                let mut scanner = fuzzing::scanner();
-                let last = head.as_bytes().chunks(size).map(|piece| scanner.feed(piece)).last();
-                assert_eq!(last.unwrap().instead, Some(IN_PLACE_OF_REFUSED_HEAD), "{head:?}");
-            }
+            assert_eq!(String::from_utf8_lossy(&in_place_of(head.as_bytes())), expected, "{head:?}");
+        }
+    }
+
+    proptest! {
+        /// It passes, whatever was refused.
+        #[test]
+        fn what_goes_on_in_place_of_a_head_is_one_clean_head(
+            lines in proptest::collection::vec("(GET|HEAD|x)? ?(accept|forwarded|X-Request-Id|content-length)?:?[ -~\\x00-\\x1f]{0,12}", 0..6),
+        ) {
+            let head = in_place_of(lines.join("\r\n").as_bytes());
+            let mut scanner = fuzzing::scanner();
+            prop_assert_eq!(scanner.feed(&head), Reading { passed: head.len(), refused: false });
+            prop_assert!(!scanner.is_in_request());
         }
     }
 
