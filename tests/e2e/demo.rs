@@ -2,29 +2,35 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use bearerd_tests::{bearerd_binary, poll, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// One that runs, with its files in `folder`.
+fn demo(folder: &Path) -> Child {
+    Command::new(bearerd_binary())
+        .arg("demo")
+        .env("TMPDIR", folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 /// The printed curl line works as it stands, and Ctrl-C leaves nothing behind.
 #[test]
 fn the_printed_curl_line_works() {
     let folder = tempfile::tempdir().unwrap();
     let begun = Instant::now();
-    let mut demo = Command::new(bearerd_binary())
-        .arg("demo")
-        .env("TMPDIR", folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut demo = demo(folder.path());
     let mut printed = BufReader::new(demo.stdout.take().unwrap()).lines().map_while(Result::ok);
     let curl = printed.find(|line| line.trim_start().starts_with("curl "));
     let usable = begun.elapsed();
-    let end = |demo: &mut std::process::Child| {
+    let end = |demo: &mut Child| {
         drop(demo.kill());
         drop(demo.wait());
     };
@@ -64,13 +70,7 @@ fn the_printed_curl_line_works() {
 fn it_ends_with_its_reader() {
     for last_read in ["ServiceNow simulator", "Ctrl-C ends everything"] {
         let folder = tempfile::tempdir().unwrap();
-        let mut demo = Command::new(bearerd_binary())
-            .arg("demo")
-            .env("TMPDIR", folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut demo = demo(folder.path());
         let mut printed = BufReader::new(demo.stdout.take().unwrap()).lines().map_while(Result::ok);
         let reached = printed.any(|line| line.contains(last_read));
         let running = demo.try_wait().unwrap().is_none();

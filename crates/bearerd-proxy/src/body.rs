@@ -365,6 +365,8 @@ pub(crate) struct InstanceBody {
     idle_max_ms: u64,
     waiting_since: Option<u64>,
     now: Coarse,
+    /// It has broken off, which the caller is told next.
+    fault: Option<AnswerFault>,
 }
 
 impl AnswerBody {
@@ -389,7 +391,7 @@ impl AnswerBody {
 
 impl InstanceBody {
     pub(crate) fn new(answer: AnswerStream, pool: Rc<Pool>, idle_max_ms: u64, now: Coarse) -> Self {
-        Self { answer: Some(answer), pool, idle_max_ms, waiting_since: None, now }
+        Self { answer: Some(answer), pool, idle_max_ms, waiting_since: None, now, fault: None }
     }
 
     fn end_at_end(&mut self, under_way: &mut UnderWay) {
@@ -454,11 +456,17 @@ impl Body for AnswerBody {
             Kind::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Kind::Streamed(stream, under_way) => {
-                let polled = stream.poll_frame(under_way, cx);
-                if let Poll::Ready(Some(Err(fault))) = &polled {
-                    under_way.cut(fault);
+                if let Some(fault) = stream.fault.take() {
+                    return Poll::Ready(Some(Err(fault)));
                 }
-                polled
+                let polled = stream.poll_frame(under_way, cx);
+                let Poll::Ready(Some(Err(fault))) = polled else { return polled };
+                under_way.cut(&fault);
+                // hyper throws away what it has not sent as soon as it is told: it first gets the chance to send head and
+                // pieces that came before.
+                stream.fault = Some(fault);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

@@ -43,6 +43,7 @@ use crate::{
         AnswerHead, AnswerStream, Connection, Exchange, ExchangeFault, SharedConnection, taken_apart,
     },
     upstream_head::{self, Length, Ours},
+    wire::WireFault,
     worker::Worker,
 };
 
@@ -59,10 +60,9 @@ pub(crate) async fn serve(
     let source = under_way.caller().source(&worker.callers_rule, &parts.headers);
     under_way.record().source = source.as_ref().ok().copied().flatten();
     let has_body = !body.is_end_stream();
-    let outcome = match (worker.draining.get(), wire_fault) {
-        (true, _) => Err(Failed::before(Fault::new(Code::Draining).closing())),
-        (false, Some(fault)) => Err(Failed::before(fault.fault())),
-        (false, None) => answer(&worker, &parts, source, body, &request_id, &mut under_way).await,
+    let outcome = match begun(&worker, wire_fault).await {
+        Ok(()) => answer(&worker, &parts, source, body, &request_id, &mut under_way).await,
+        Err(fault) => Err(Failed::before(fault)),
     };
     Ok(match outcome {
         Ok(Answer::Instance(response)) => response.map(|stream| AnswerBody::streamed(stream, under_way)),
@@ -79,6 +79,15 @@ pub(crate) async fn serve(
             response
         }
     })
+}
+
+/// What refuses a call whatever it asks for. A refusal is recorded like any other call, and waits for room like one.
+async fn begun(worker: &Worker, wire_fault: Option<WireFault>) -> Result<(), Fault> {
+    if worker.draining.get() {
+        return Err(Fault::new(Code::Draining).closing());
+    }
+    worker.room_for_records().await?;
+    wire_fault.map_or(Ok(()), |fault| Err(fault.fault()))
 }
 
 /// What a call is answered with.
@@ -139,7 +148,6 @@ async fn answer(
         under_way.record().traceparent = Text::from_bytes(trace.as_bytes());
     }
     let source = source?;
-    worker.room_for_records().await?;
     if parts.uri.path() == token_endpoint::PATH {
         return token_response(worker, parts, head.method, body, request_id, under_way).await;
     }

@@ -286,7 +286,7 @@ fn decoded(coded: &[u8], size: usize) -> Option<Decoded> {
         while let Some(found) = chunked.next(&mut buffer).ok()? {
             assert!(!found.is_empty());
             data.extend_from_slice(&found);
-            chunked.settle(&mut buffer).ok()?;
+            chunked.settle(&mut buffer);
         }
     }
     Some(Decoded { data, ended: chunked.is_ended(), rest: buffer.len() })

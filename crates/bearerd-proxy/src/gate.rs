@@ -28,7 +28,7 @@ pub(crate) struct Gate {
     first_len: usize,
     /// How much of them has been taken from here.
     first_at: usize,
-    /// What was read and has not gone on; empty on almost every connection, always.
+    /// What was read and has not gone on; empty but for a connection's first head, and heads that come in pieces.
     held: Vec<u8>,
     /// How many bytes of it may go on.
     ready: usize,

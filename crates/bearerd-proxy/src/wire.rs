@@ -104,7 +104,7 @@ pub(crate) struct Scanner {
     target_bytes_max: usize,
     headers_bytes_max: usize,
     state: State,
-    /// A line whose end has not come yet; empty on almost every connection, always.
+    /// A line whose end has not come yet; empty but for a connection's first head, and lines that come in pieces.
     partial: Vec<u8>,
     /// Of the head under way, or of the empty lines before it.
     head_bytes: usize,

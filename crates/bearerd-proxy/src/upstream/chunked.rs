@@ -27,6 +27,8 @@ enum State {
         cr: bool,
     },
     Ended,
+    /// The bytes are not in the coding, which whoever asks for more is told.
+    Broken,
 }
 
 /// The bytes are not in the chunked coding.
@@ -48,7 +50,7 @@ impl Chunked {
     /// Takes the next piece of data out of `buffer`, and everything around it. `None`: more bytes are needed, or the body
     /// has [ended](Self::is_ended).
     pub(crate) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Bytes>, ChunkFault> {
-        while !buffer.is_empty() && !self.is_ended() {
+        while !buffer.is_empty() && !matches!(self.state, State::Ended | State::Broken) {
             if let State::Data(left) = self.state {
                 let here = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
                 let left = left - here as u64;
@@ -56,19 +58,18 @@ impl Chunked {
                 return Ok(Some(buffer.split_to(here).freeze()));
             }
             let byte = buffer.get_u8();
-            self.state = self.after(byte)?;
+            self.state = self.after(byte).unwrap_or(State::Broken);
         }
-        Ok(None)
+        if self.state == State::Broken { Err(ChunkFault) } else { Ok(None) }
     }
 
     /// After the last data of a chunk: takes what is already here of the coding around it, so that an end that has
-    /// arrived is seen.
-    pub(crate) fn settle(&mut self, buffer: &mut BytesMut) -> Result<(), ChunkFault> {
-        while !buffer.is_empty() && !self.is_ended() && !matches!(self.state, State::Data(_)) {
+    /// arrived is seen. What is wrong there, [`Self::next`] says: the data before it is good.
+    pub(crate) fn settle(&mut self, buffer: &mut BytesMut) {
+        while !buffer.is_empty() && !matches!(self.state, State::Ended | State::Broken | State::Data(_)) {
             let byte = buffer.get_u8();
-            self.state = self.after(byte)?;
+            self.state = self.after(byte).unwrap_or(State::Broken);
         }
-        Ok(())
     }
 
     fn after(&mut self, byte: u8) -> Result<State, ChunkFault> {
@@ -129,7 +130,7 @@ mod tests {
             buffer.extend_from_slice(piece);
             while let Some(found) = chunked.next(&mut buffer)? {
                 data.extend_from_slice(&found);
-                chunked.settle(&mut buffer)?;
+                chunked.settle(&mut buffer);
             }
         }
         Ok((data, chunked.is_ended(), buffer.to_vec()))

@@ -312,7 +312,7 @@ impl Rest {
         match self {
             Self::Chunked(chunked) => {
                 let piece = chunked.next(read)?;
-                chunked.settle(read)?;
+                chunked.settle(read);
                 Ok(piece)
             }
             _ if read.is_empty() => Ok(None),

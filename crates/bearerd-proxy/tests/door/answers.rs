@@ -101,6 +101,27 @@ async fn an_answer_cut_inside_its_body_cuts_the_caller() {
     }
 }
 
+/// What came before the fault, head and all, is its caller's: whoever gets nothing takes the connection for a stale one,
+/// and may send a write again that the instance has executed.
+#[tokio::test]
+async fn an_answer_that_breaks_in_the_same_breath_is_cut_behind_what_came() {
+    for fault in ["xyz\r\n", ""] {
+        let mut instance = Instance::listen().await;
+        let door = Door::open(&instance);
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/incident", "")).await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        peer.send_and_close(format!(
+            "HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n{fault}"
+        ))
+        .await;
+        assert_eq!(caller.head().await.expect("a head").status, 201, "{fault:?}");
+        assert_eq!(caller.chunk().await.as_deref(), Some(&b"abc"[..]), "{fault:?}");
+        assert_eq!(caller.closed().await, b"", "{fault:?}");
+    }
+}
+
 /// P-05: what follows an answer belongs to nobody.
 #[tokio::test]
 async fn a_second_answer_in_the_same_breath_reaches_no_one() {

@@ -1,9 +1,42 @@
 //! One access record a call, whatever becomes of it; as many as the metrics count.
 
-use bearerd_audit::{AccessLog, AccessSettings, SinkKind};
+use bearerd_audit::{AccessLog, AccessSettings, OnStall, SinkKind};
 use serde_json::Value;
 
 use crate::support::{Door, Instance, ok};
+
+/// Where no record may be lost, refusals wait for room like calls: each is a record, and nobody needs a key for them.
+#[tokio::test]
+async fn refusals_are_held_up_where_their_records_would_be_lost() {
+    const QUEUED: usize = 1_024;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = AccessSettings {
+        sink: SinkKind::File,
+        path: folder.path().join("access.jsonl"),
+        on_stall: OnStall::Block,
+        queue_records: QUEUED,
+        ..AccessSettings::default()
+    };
+    let log = AccessLog::start(&settings).unwrap();
+    drop(folder); // from now on no line can be written
+    let instance = Instance::listen().await;
+    let door = Door::open_recording(&instance, &log);
+    let foreign = "GET /x HTTP/1.1\r\nhost: b.example\r\nsec-fetch-site: cross-site\r\n\r\n";
+    let mut caller = door.call().await;
+    let mut refused = 0;
+    loop {
+        caller.send(foreign).await;
+        match caller.answer(false).await.code() {
+            "policy_denied" => refused += 1,
+            code => break assert_eq!(code, "overloaded"),
+        }
+        assert!(refused < 4 * QUEUED, "nothing holds them up");
+    }
+    assert!(refused > QUEUED / 2, "{refused}");
+    let mut hostile = door.call().await;
+    hostile.send("GET / HTTP/1.1\nhost: a\n\n").await;
+    assert_eq!(hostile.answer(false).await.code(), "overloaded");
+}
 
 #[tokio::test]
 async fn every_call_is_recorded_once() {
