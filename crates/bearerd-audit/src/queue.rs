@@ -6,7 +6,8 @@
 //! **The bound** is in records: those handed over and not yet written. The queue is full when less than one batch of room is
 //! left. Then, with [`OnStall::DropAndCount`], a worker drops its batch once that is full, and `queue_records` is never
 //! exceeded. With [`OnStall::Block`] a worker keeps its batch, and begins no new call; its batch grows by the calls that were
-//! under way. Besides, each worker has less than one batch that nobody has asked for yet.
+//! under way, and by those that are refused or given up meanwhile, up to `queue_records` once more: beyond that they are
+//! dropped and counted, since whoever calls on without end must not fill memory. Besides, each worker has less than one batch that nobody has asked for yet.
 
 use std::{
     cell::Cell,
@@ -49,14 +50,13 @@ impl AccessWriter {
         Self { queue, batch, unannounced: false, _not_sync: PhantomData }
     }
 
-    /// Whether records go anywhere. Without a sink, none needs to be made.
-    pub fn is_on(&self) -> bool {
-        self.queue.is_some()
-    }
-
     /// Takes the record of a call that has ended. Never waits for the sink.
     pub fn record(&mut self, record: &AccessRecord) {
         let Some(queue) = &self.queue else { return };
+        if self.batch.len() >= queue.kept_max() {
+            queue.metrics.dropped.inc();
+            return;
+        }
         self.batch.push(*record);
         if self.batch.len() >= BATCH_RECORDS && !queue.is_stalled() {
             self.unannounced |= queue.hand_over(&mut self.batch, Wake::IfMany);
@@ -209,6 +209,11 @@ impl Queue {
 
     fn is_stalled(&self) -> bool {
         self.on_stall == OnStall::Block && self.full.load(Ordering::SeqCst)
+    }
+
+    /// What a worker keeps while nothing can be written.
+    fn kept_max(&self) -> usize {
+        self.records_max.max(2 * BATCH_RECORDS)
     }
 
     async fn room(&self) {
@@ -433,6 +438,21 @@ mod tests {
         writer.flush();
         assert_eq!(write(&queue), 3 * BATCH_RECORDS + 1);
         assert!(queue.lock().spare.iter().all(|batch| batch.capacity() <= 2 * BATCH_RECORDS));
+    }
+
+    /// Whoever calls on without end while nothing can be written does not fill memory.
+    #[test]
+    fn what_a_blocked_worker_keeps_is_bounded() {
+        let queue = queue(OnStall::Block);
+        let mut writer = writer(&queue);
+        give(&mut writer, 8 * BATCH_RECORDS);
+        assert!(writer.is_stalled());
+        give(&mut writer, 100 * BATCH_RECORDS);
+        assert_eq!(writer.batch.len(), 8 * BATCH_RECORDS);
+        assert_eq!(queue.metrics.dropped(), 92 * BATCH_RECORDS as u64);
+        assert_eq!(write(&queue), 8 * BATCH_RECORDS);
+        writer.flush();
+        assert_eq!(write(&queue), 8 * BATCH_RECORDS);
     }
 
     /// A worker that ends while the sink is stalled leaves its records behind, not out.

@@ -21,12 +21,12 @@ pub struct AccessRecord {
     /// Which rule of the policy opened the call, from 1.
     pub rule: Option<u16>,
     /// As policies name it.
-    pub family: Text<83>,
+    pub family: Text<84>,
     pub table: Text<80>,
     pub method: Text<16>,
-    /// Zero: the caller left before there was an answer.
+    /// Zero: the caller left, or bearerd ended, before there was an answer.
     pub status: u16,
-    /// The code of an answer that bearerd made.
+    /// The code of an answer that bearerd made, or why it cut one off.
     pub error: Option<&'static str>,
     /// What the instance's answer was taken for.
     pub instance_verdict: Option<&'static str>,
@@ -48,7 +48,7 @@ pub struct AccessRecord {
     pub http: HttpVersion,
     /// Sent once more after the instance's 401.
     pub replayed: bool,
-    /// The caller left before the answer's end.
+    /// The caller left before the end of its body or of the answer, or took nothing of it for too long.
     pub caller_left: bool,
 }
 
