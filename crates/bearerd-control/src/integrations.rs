@@ -539,6 +539,19 @@ fn member_at_fault(error: &EgressError) -> &'static str {
 
 fn check_spec(spec: &IntegrationSpec, rules: &InstanceRules) -> Result<(), ActError> {
     check_host(&spec.instance, rules)?;
+    // A relative one would depend on the folder that each process was started in.
+    for (member, file) in [
+        ("ca_file", &spec.ca_file),
+        ("client_certificate_file", &spec.client_certificate_file),
+        ("client_key_file", &spec.client_key_file),
+    ] {
+        if file.as_ref().is_some_and(|file| !file.starts_with('/')) {
+            return Err(ActError::invalid(
+                member,
+                "it must be an absolute path, on the machine of each bearerd process",
+            ));
+        }
+    }
     let visible = spec.client_id.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
     if spec.client_id.is_empty() || spec.client_id.len() > CLIENT_ID_BYTES_MAX || !visible {
         return Err(ActError::invalid(

@@ -87,6 +87,8 @@ pub enum ListenError {
     TrustedProxiesMissing,
     #[error("trusted_proxies is set and caller_address is \"peer\"")]
     TrustedProxiesUnused,
+    #[error("trusted_proxies holds {network}, which is an address within {}", network.trunc())]
+    TrustedProxiesHostBits { network: IpNet },
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }
@@ -125,6 +127,9 @@ impl ListenError {
             }
             Self::TrustedProxiesUnused => {
                 "set caller_address to \"proxy_protocol\" or \"forwarded\", or list no proxies".to_owned()
+            }
+            Self::TrustedProxiesHostBits { network } => {
+                format!("write {} for the network, or {}/{} for the address", network.trunc(), network.addr(), network.max_prefix_len())
             }
             Self::Tls(_) => "this is a fault in bearerd".to_owned(),
         };
@@ -329,6 +334,9 @@ impl Handshaker {
 /// networks without a sign.
 fn caller_rule(settings: &ListenSettings, at: &BoundAddress) -> Result<CallerRule, ListenError> {
     let (from, trusted) = (settings.caller_address, &settings.trusted_proxies);
+    if let Some(slip) = trusted.iter().find(|network| **network != network.trunc()) {
+        return Err(ListenError::TrustedProxiesHostBits { network: *slip });
+    }
     match (from, trusted.is_empty(), at) {
         (CallerAddress::Peer, false, _) => Err(ListenError::TrustedProxiesUnused),
         (CallerAddress::ProxyProtocol | CallerAddress::Forwarded, true, BoundAddress::Tcp(_)) => {
@@ -611,6 +619,16 @@ mod tests {
             assert!(matches!(bind(&nobody), Err(ListenError::TrustedProxiesMissing)));
             bind(&ListenSettings { trusted_proxies: network.clone(), ..nobody }).unwrap();
         }
+        let slip = ListenSettings {
+            caller_address: CallerAddress::Forwarded,
+            trusted_proxies: vec!["10.1.2.3/8".parse().unwrap()],
+            ..anywhere(None)
+        };
+        let said = bind(&slip).unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            "trusted_proxies holds 10.1.2.3/8, which is an address within 10.0.0.0/8"
+        );
         let unused = ListenSettings { trusted_proxies: network, ..anywhere(None) };
         assert!(matches!(bind(&unused), Err(ListenError::TrustedProxiesUnused)));
     }

@@ -13,10 +13,11 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use serde::Deserialize;
-use socket2::{Domain, Protocol, SockAddr, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::{
@@ -32,6 +33,16 @@ const BACKLOG: i32 = 4096;
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Socket {
+    /// Once dropped, the other end sees a reset and not an end: what it was sent cannot be taken for whole. Of a unix socket
+    /// there is no such sign.
+    pub fn reset_when_dropped(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO)); // else it is closed as usual
+        }
+    }
 }
 
 /// The other end of an accepted socket.

@@ -98,14 +98,14 @@ pub struct IntegrationRequest {
     /// servicenow, true for generic.
     #[serde(default)]
     pub rotates_refresh_tokens: Option<bool>,
-    /// PEM file on bearerd's machine with the authorities that vouch for the instance, instead of the system's.
+    /// PEM file (an absolute path) on bearerd's machine with the authorities that vouch for the instance, instead of the system's.
     #[serde(default)]
     pub ca_file: Option<String>,
-    /// PEM file on bearerd's machine with the certificate shown to the instance if it asks for one, then its
+    /// PEM file (an absolute path) on bearerd's machine with the certificate shown to the instance if it asks for one, then its
     /// intermediates. With `client_key_file`, or neither.
     #[serde(default)]
     pub client_certificate_file: Option<String>,
-    /// PEM file on bearerd's machine with its private key, not encrypted.
+    /// PEM file (an absolute path) on bearerd's machine with its private key, not encrypted.
     #[serde(default)]
     pub client_key_file: Option<String>,
     /// Whether calls go over HTTP/2 where the instance speaks it. Default: false.

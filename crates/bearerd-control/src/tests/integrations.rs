@@ -379,6 +379,7 @@ async fn what_cannot_be_an_integration_is_refused() {
         ("no client id", with(&|spec| spec.client_id = String::new()), "invalid_request"),
         ("a blank", with(&|spec| spec.client_id = "a b".into()), "invalid_request"),
         ("no life", with(&|spec| spec.refresh_token_lifetime = Some(Duration::ZERO)), "invalid_request"),
+        ("a relative path", with(&|spec| spec.ca_file = Some("ca.pem".into())), "invalid_request"),
         ("no CA", with(&|spec| spec.ca_file = Some("/nonexistent".into())), "invalid_request"),
         (
             "a certificate without its key",

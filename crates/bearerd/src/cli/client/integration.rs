@@ -93,13 +93,13 @@ pub(crate) struct AddIntegration {
     /// Whether a refresh spends the refresh token [default: false for servicenow, true for generic]
     #[arg(long, value_name = "BOOL")]
     rotates_refresh_tokens: Option<bool>,
-    /// PEM file, on bearerd's machine, with the authorities that vouch for the instance
+    /// PEM file, an absolute path on bearerd's machine, with the authorities that vouch for the instance
     #[arg(long, value_name = "FILE")]
     ca_file: Option<String>,
-    /// PEM file, on bearerd's machine, with the certificate shown to an instance that asks for one
+    /// PEM file, an absolute path on bearerd's machine, with the certificate shown to an instance that asks for one
     #[arg(long, value_name = "FILE", requires = "client_key_file")]
     client_certificate_file: Option<String>,
-    /// PEM file, on bearerd's machine, with its private key
+    /// PEM file, an absolute path on bearerd's machine, with its private key
     #[arg(long, value_name = "FILE", requires = "client_certificate_file")]
     client_key_file: Option<String>,
     /// Call the instance over HTTP/2 where it speaks it
