@@ -9,7 +9,7 @@ from caller import Answer
 from origin_h2 import FRAME_BYTES_MAX, WINDOW_BYTES, Http2OriginConnection
 from soak import CALLS_AT_ONCE_MAX, PATIENCE_S
 
-CANCEL = struct.pack(">I", 8)
+CANCEL, NO_ERROR = struct.pack(">I", 8), struct.pack(">I", 0)
 # Every other connection opens its windows wide; the others leave them as they are, and bearerd waits for them.
 WIDE_BYTES = 1 << 20
 WIDE_CONNECTION_BYTES = 1 << 24
@@ -68,10 +68,10 @@ class Connection(h2.Connection):
             self.write(h2.frame(h2.DATA, h2.END_STREAM if ends and not body else 0, stream, piece))
 
     def reset(self, stream):
-        """Leaves one call, unless it is over."""
+        """Leaves one call, unless it is over. "No error" is how an early answer may end a body (RFC 9113 §8.1): as good a reason."""
         if not self.is_gone(stream):
             self.left.add(stream)
-            self.write(h2.frame(h2.RST_STREAM, 0, stream, CANCEL))
+            self.write(h2.frame(h2.RST_STREAM, 0, stream, CANCEL if stream % 4 == 1 else NO_ERROR))
             self.wake(stream)
 
     def drop(self):
@@ -241,6 +241,8 @@ class SoakConnection(Http2OriginConnection):
         if call.mishap == "cut":
             if call.method == b"HEAD":
                 return self.reset(stream)
+            if stream.number % 8 > 4:
+                fields = [(name, value) for name, value in fields if name != b"content-length"]
             return self.send(stream, fields, body[: len(body) // 2], reset=True)
         if call.mishap == "delay":
             asyncio.get_running_loop().call_later(call.delay_s, self.send, stream, fields, body)

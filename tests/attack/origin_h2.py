@@ -235,7 +235,8 @@ class Http2OriginConnection(asyncio.Protocol):
 
 
 def reset_frame(stream):
-    return h2.frame(h2.RST_STREAM, 0, stream.number, struct.pack(">I", 2))
+    """With INTERNAL_ERROR, or with NO_ERROR, which alone makes no answer whole."""
+    return h2.frame(h2.RST_STREAM, 0, stream.number, struct.pack(">I", 2 if stream.number % 4 == 1 else 0))
 
 
 def goaway(last):

@@ -51,6 +51,7 @@ def main():
         admin_key = next(word for word in init.stdout.split() if word.startswith("bda_"))
         doors = {door: f"{host}:{free_port(host)}" for door in ("proxy", "connect", "admin")}
         environment = {f"BEARERD__{door.upper()}__LISTEN": where for door, where in doors.items()}
+        environment["BEARERD__PROXY__PASS_ANSWER_HEADERS"] = "x-marker,x-sim-marker,x-sim-user"
         if is_tls:
             certificate, key = certify(folder, host)
             environment |= {"BEARERD__PROXY__TLS__CERTIFICATE_FILE": certificate, "BEARERD__PROXY__TLS__KEY_FILE": key}

@@ -148,7 +148,7 @@ impl Attack {
     }
 
     fn setup(name: &str) -> Setup {
-        let setup = Setup::new(name);
+        let setup = Setup::new(name).set("proxy.pass_answer_headers", "x-marker,x-sim-marker,x-sim-user");
         match release_binary() {
             Some(binary) => setup.binary(binary),
             None => setup,

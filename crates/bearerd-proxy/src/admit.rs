@@ -48,7 +48,7 @@ pub(crate) struct Opening {
 /// What earlier waits of the same call brought.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The answer to [`Step::Enumerate`]; empty where there are too many.
+    /// The answer to [`Step::Enumerate`]; what memory has by now comes first.
     pub(crate) roster: Option<Roster>,
     /// The answer to [`Step::Load`]; what memory has by now comes first.
     pub(crate) view: Option<Arc<ConnectionView>>,
@@ -64,7 +64,7 @@ pub(crate) enum Step {
     Acquire(Opening),
     /// The connection is not in memory.
     Load(ConnectionId),
-    /// The call names no connection, and the key's rules may select one of those that there are.
+    /// The call names no connection, the key's rules may select one, and memory does not know which there are.
     Enumerate,
 }
 
@@ -91,15 +91,18 @@ pub(crate) fn step(
     let id = match (asked.named, key.default_connection()) {
         (Some(named), _) => ConnectionId::parse(named).map_err(|_| unknown())?,
         (None, Some(id)) => id.clone(),
-        (None, None) => match (key.sole_connection(), &known.roster) {
-            (Sole::Named(id), _) => id.clone(),
-            (Sole::Selected, None) => return Ok(Step::Enumerate),
-            (Sole::Selected, Some(roster)) => {
-                let roster = roster.iter().map(|(id, labels)| (id, labels));
-                key.sole_of(roster).cloned().ok_or_else(unnamed)?
-            }
-            (Sole::None, _) if !key.has_rules() => return Err(denied(DenyReason::NoPolicy)),
-            (Sole::None, _) => return Err(unnamed()),
+        (None, None) => match key.sole_connection() {
+            Sole::Named(id) => id.clone(),
+            Sole::Selected => match tokens.roster().or_else(|| known.roster.clone()) {
+                None => return Ok(Step::Enumerate),
+                Some(Roster::Few(connections)) => {
+                    let connections = connections.iter().map(|(id, labels)| (id, labels));
+                    key.sole_of(connections).cloned().ok_or_else(unnamed)?
+                }
+                Some(Roster::TooMany) => return Err(unnamed()),
+            },
+            Sole::None if !key.has_rules() => return Err(denied(DenyReason::NoPolicy)),
+            Sole::None => return Err(unnamed()),
         },
     };
     if !key.may_open(&id) {

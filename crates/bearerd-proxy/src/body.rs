@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -11,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::task::yield_now;
 
 use crate::{
     caller::CallerConnection,
@@ -25,8 +27,10 @@ use crate::{
 pub(crate) enum BodyFault {
     #[error("the body is longer than the family admits")]
     TooLarge,
-    #[error("the caller's body is malformed, or its connection broke")]
-    Broken,
+    #[error("the caller's body is malformed")]
+    Malformed,
+    #[error("the caller left inside its body")]
+    Left,
     #[error("the body went to another attempt")]
     Superseded,
 }
@@ -41,7 +45,8 @@ struct SentBody {
     incoming: RefCell<Incoming>,
     caller: Rc<CallerConnection>,
     kept: RefCell<Kept>,
-    bytes_max: u64,
+    /// What its family admits.
+    bytes_max: Cell<u64>,
     received: Cell<u64>,
     ended: Cell<bool>,
     fault: Cell<Option<BodyFault>>,
@@ -55,10 +60,11 @@ struct SentBody {
 
 #[derive(Debug)]
 struct Kept {
-    /// Views into the parser's buffers: nothing is copied.
+    /// Views into the parser's buffers where they are large, copies where they are small.
     chunks: VecDeque<Bytes>,
     /// How many of them the newest attempt has taken.
     taken: usize,
+    /// With what keeping them costs.
     bytes: usize,
     bytes_max: usize,
     /// No attempt can begin anew: what was taken is gone, and what is taken goes.
@@ -71,7 +77,6 @@ impl CallerBody {
     pub(crate) fn new(
         incoming: Incoming,
         caller: Rc<CallerConnection>,
-        bytes_max: u64,
         keep_bytes_max: usize,
         now: Coarse,
     ) -> Self {
@@ -87,7 +92,7 @@ impl CallerBody {
                 overflown: false,
                 keeps_all: false,
             }),
-            bytes_max,
+            bytes_max: Cell::new(u64::MAX),
             received: Cell::new(0),
             fault: Cell::new(None),
             waiting_since: Cell::new(None),
@@ -95,6 +100,33 @@ impl CallerBody {
             attempts: Cell::new(0),
             now,
         }))
+    }
+
+    pub(crate) fn may_have(&self, bytes_max: u64) {
+        self.0.bytes_max.set(bytes_max);
+    }
+
+    /// Bytes that are certain to come.
+    pub(crate) fn stated(&self) -> u64 {
+        self.0.incoming.borrow().size_hint().lower()
+    }
+
+    /// Nobody wants it: what has come of it is thrown away. `true`: that was all of it.
+    pub(crate) async fn discard(&self) -> bool {
+        self.end_attempts();
+        self.keep_no_more();
+        for _ in 0..DISCARDS_MAX {
+            let chunk = poll_fn(|cx| Poll::Ready(self.0.poll_new_chunk(cx))).await;
+            match chunk {
+                Poll::Ready(Ok(None)) => return true,
+                Poll::Ready(Ok(Some(_))) if self.has_ended() => return true,
+                Poll::Ready(Ok(Some(_))) => {}
+                Poll::Ready(Err(_)) => return false,
+                // Its connection moves on what it has read already.
+                Poll::Pending => yield_now().await,
+            }
+        }
+        false
     }
 
     /// The body from its beginning, for the next attempt; an earlier one gets no more of it. `None`: its beginning is
@@ -272,13 +304,13 @@ impl SentBody {
             self.waiting_since.set(None);
             // What was read is known to be right or wrong before the parser hands it on.
             if self.caller.body_fault().is_some() {
-                return Poll::Ready(Err(self.fail(BodyFault::Broken)));
+                return Poll::Ready(Err(self.fail(BodyFault::Malformed)));
             }
             match frame {
                 Some(Ok(frame)) => {
                     let Ok(chunk) = frame.into_data() else { continue };
                     self.received.set(self.received.get().saturating_add(chunk.len() as u64));
-                    if self.received.get() > self.bytes_max {
+                    if self.received.get() > self.bytes_max.get() {
                         return Poll::Ready(Err(self.fail(BodyFault::TooLarge)));
                     }
                     self.ended.set(incoming.is_end_stream());
@@ -286,7 +318,11 @@ impl SentBody {
                     self.kept.borrow_mut().keep(&chunk);
                     return Poll::Ready(Ok(Some(chunk)));
                 }
-                Some(Err(_)) => return Poll::Ready(Err(self.fail(BodyFault::Broken))),
+                Some(Err(_)) => return Poll::Ready(Err(self.fail(BodyFault::Left))),
+                // A reset that says "no error" ends a body like its last frame (RFC 9113 §8.1), wherever it comes.
+                None if self.caller.speaks_http2() && !incoming.is_end_stream() => {
+                    return Poll::Ready(Err(self.fail(BodyFault::Left)));
+                }
                 None => {
                     self.ended.set(true);
                     return Poll::Ready(Ok(None));
@@ -303,11 +339,14 @@ impl SentBody {
 
 impl Kept {
     fn keep(&mut self, chunk: &Bytes) {
-        self.bytes = self.bytes.saturating_add(chunk.len());
+        // A small piece would hold all of the parser's buffer, and costs more than its bytes.
+        let is_small = chunk.len() < SMALL_BYTES;
+        let overhead = if is_small && !self.chunks.is_empty() { PIECE_BYTES } else { 0 };
+        self.bytes = self.bytes.saturating_add(chunk.len() + overhead);
         if self.overflown || (self.bytes > self.bytes_max && !self.keeps_all) {
             self.let_go();
         } else {
-            self.chunks.push_back(chunk.clone());
+            self.chunks.push_back(if is_small { Bytes::copy_from_slice(chunk) } else { chunk.clone() });
         }
     }
 
@@ -331,6 +370,12 @@ impl Kept {
     }
 }
 
+/// A chunk below this is copied to be kept.
+const SMALL_BYTES: usize = 4 * 1024;
+/// What keeping one costs besides its bytes.
+const PIECE_BYTES: usize = 128;
+/// How often a body that nobody wants is looked at for more.
+const DISCARDS_MAX: usize = 8;
 /// What is read of a body before a call takes a place where these are few.
 const FIRST_BYTES: usize = 16 * 1024;
 
@@ -383,8 +428,10 @@ impl AnswerBody {
     }
 
     pub(crate) fn streamed(mut stream: InstanceBody, mut under_way: UnderWay) -> Self {
-        under_way.streams();
         stream.end_at_end(&mut under_way);
+        if stream.answer.is_some() {
+            under_way.streams(&stream.pool);
+        }
         Self(Kind::Streamed(stream, under_way))
     }
 }
@@ -500,6 +547,39 @@ mod tests {
         ReadFirst,
         BeginAnew,
         KeepNoMore,
+    }
+
+    /// P-20: what is kept for a replay is bounded in memory, not in bytes alone: a body that comes byte by byte would hold a
+    /// buffer of the parser for each.
+    #[test]
+    fn small_pieces_count_for_what_they_cost() {
+        let bytes_max = 64 * 1024;
+        let mut kept = Kept {
+            chunks: VecDeque::new(),
+            taken: 0,
+            bytes: 0,
+            bytes_max,
+            overflown: false,
+            keeps_all: false,
+        };
+        let mut count = 0;
+        while !kept.overflown {
+            kept.keep(&Bytes::from_static(b"x"));
+            let _ = kept.take();
+            count += 1;
+        }
+        assert!(count < 1_000, "{count}");
+        let whole = Bytes::from(vec![0; bytes_max]);
+        let mut kept = Kept {
+            chunks: VecDeque::new(),
+            taken: 0,
+            bytes: 0,
+            bytes_max,
+            overflown: false,
+            keeps_all: false,
+        };
+        kept.keep(&whole);
+        assert!(!kept.overflown, "a body of the stated size is kept");
     }
 
     proptest! {

@@ -4,7 +4,6 @@
 //! else.
 
 use std::{
-    convert::Infallible,
     future::{Future, poll_fn},
     net::IpAddr,
     pin::{Pin, pin},
@@ -17,6 +16,7 @@ use bearerd_audit::Text;
 use bearerd_model::ConnectionId;
 use bearerd_policy::Method;
 use bearerd_tokens::{AfterRefusal, LentToken};
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -37,7 +37,7 @@ use crate::{
     request_id::RequestId,
     route::{Family, Route},
     settings::FamilyLimits,
-    token_endpoint,
+    token_endpoint::{self, Refusal},
     under_way::UnderWay,
     upstream::{
         AnswerHead, AnswerStream, Connection, Exchange, ExchangeFault, SharedConnection, taken_apart,
@@ -47,34 +47,62 @@ use crate::{
     worker::Worker,
 };
 
+/// There is nobody to answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller left inside its request")]
+pub(crate) struct CallerLeft;
+
 /// Answers one request; never fails but by an answer.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     caller: Rc<CallerConnection>,
     request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, Infallible> {
+) -> Result<Response<AnswerBody>, CallerLeft> {
     let wire_fault = caller.call_begins(worker.now.now());
     let (parts, body) = request.into_parts();
     let request_id = worker.ids.id_for(&parts.headers);
     let mut under_way = UnderWay::begin(&worker, caller, &parts, &request_id);
     let source = under_way.caller().source(&worker.callers_rule, &parts.headers);
     under_way.record().source = source.as_ref().ok().copied().flatten();
-    let has_body = !body.is_end_stream();
+    let body = (!body.is_end_stream()).then(|| {
+        let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
+        CallerBody::new(body, caller, worker.limits.replay_body_bytes_max, now)
+    });
+    if let Some(body) = &body {
+        under_way.carries(body.clone());
+    }
     let outcome = match begun(&worker, wire_fault).await {
-        Ok(()) => answer(&worker, &parts, source, body, &request_id, &mut under_way).await,
+        Ok(()) => answer(&worker, &parts, source, body.as_ref(), &request_id, &mut under_way).await,
         Err(fault) => Err(Failed::before(fault)),
     };
+    // A caller that waits to be asked for its body is not.
+    let is_held_back = parts.headers.contains_key(header::EXPECT);
+    let to_head = parts.method == http::Method::HEAD;
+    if !matches!(outcome, Ok(Answer::Instance(_))) && under_way.caller_left_in_body() {
+        return Err(CallerLeft);
+    }
     Ok(match outcome {
         Ok(Answer::Instance(response)) => response.map(|stream| AnswerBody::streamed(stream, under_way)),
-        Ok(Answer::Own(response)) => {
+        Ok(Answer::Own(mut response)) => {
+            if to_head {
+                response = without_body(response);
+            }
+            if body.is_some_and(|body| !body.has_ended()) && parts.version != Version::HTTP_2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             under_way.answers_itself(response.status(), response.body().own_len());
             response
         }
         Err(failed) => {
             failed.log(&request_id);
-            let fault =
-                if has_body && !under_way.has_whole_body() { failed.fault.closing() } else { failed.fault };
+            let fault = failed.fault;
+            let is_read = match &body {
+                Some(body) if !fault.closes() && !body.has_ended() => !is_held_back && body.discard().await,
+                _ => true,
+            };
+            let fault = if is_read { fault } else { fault.closing() };
             let response = fault.respond(Wanted::of(&parts.headers).format, request_id, parts.version);
+            let response = if to_head { without_body(response) } else { response };
             under_way.failed(&fault, response.body().own_len());
             response
         }
@@ -86,8 +114,19 @@ async fn begun(worker: &Worker, wire_fault: Option<WireFault>) -> Result<(), Fau
     if worker.draining.get() {
         return Err(Fault::new(Code::Draining).closing());
     }
-    worker.room_for_records().await?;
-    wire_fault.map_or(Ok(()), |fault| Err(fault.fault()))
+    let room = worker.room_for_records().await;
+    match wire_fault {
+        // Nothing behind a refused head is read.
+        Some(fault) => Err(room.err().map_or_else(|| fault.fault(), Fault::closing)),
+        None => room,
+    }
+}
+
+/// To a HEAD (RFC 9110 §9.3.2): the length is said, and nothing sent. Over HTTP/2 nobody else leaves it out.
+fn without_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    let length = HeaderValue::from(response.body().own_len());
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    response.map(|_| AnswerBody::own(Bytes::new()))
 }
 
 /// What a call is answered with.
@@ -137,12 +176,12 @@ async fn answer(
     worker: &Rc<Worker>,
     parts: &request::Parts,
     source: Result<Option<IpAddr>, Fault>,
-    body: Incoming,
+    body: Option<&CallerBody>,
     request_id: &RequestId,
     under_way: &mut UnderWay,
 ) -> Result<Answer, Failed> {
     let limits = &*worker.limits;
-    let has_body = !body.is_end_stream();
+    let has_body = body.is_some();
     let head = head::check(limits, parts, has_body)?;
     if let Some(trace) = upstream_head::traceparent(&parts.headers) {
         under_way.record().traceparent = Text::from_bytes(trace.as_bytes());
@@ -165,17 +204,11 @@ async fn answer(
         query: parts.uri.query(),
         source,
     };
-    let stated = body.size_hint().lower();
-    let body = has_body.then(|| {
-        let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
-        CallerBody::new(body, caller, family.body_bytes_max, limits.replay_body_bytes_max, now)
-    });
-    if let Some(body) = &body {
-        under_way.carries(body.clone());
+    if let Some(body) = body {
+        body.may_have(family.body_bytes_max);
     }
     line_up(&worker.shard).await; // before the call is judged, so that nothing lies between that and sending
-    let (opening, token) =
-        admitted(worker, asked, body.as_ref().map(|body| (body, stated)), under_way).await?;
+    let (opening, token) = admitted(worker, asked, body, under_way).await?;
     let view = opening.view;
     let concerned = |fault: Fault| Failed { fault, connection: Some(view.id.clone()) };
     let outgoing = Outgoing {
@@ -190,7 +223,7 @@ async fn answer(
             opening.query.as_deref(),
         ),
         query: opening.query,
-        body,
+        body: body.cloned(),
     };
     let (answer, stream, pool) = exchange(&outgoing, &view.id, token, under_way).await.map_err(concerned)?;
     under_way.answered(&answer);
@@ -228,7 +261,7 @@ async fn answer(
 async fn admitted(
     worker: &Worker,
     asked: Asked<'_>,
-    body: Option<(&CallerBody, u64)>,
+    body: Option<&CallerBody>,
     under_way: &mut UnderWay,
 ) -> Result<(Opening, LentToken), Failed> {
     let mut known = Known::default();
@@ -239,7 +272,7 @@ async fn admitted(
                 check_length(worker, &asked, body)
                     .map_err(|fault| Failed { fault, connection: Some(opening.view.id.clone()) })?;
                 // Whoever had to wait for a place is judged again.
-                if has_place(worker, &opening, body.map(|(body, _)| body), under_way).await? {
+                if has_place(worker, &opening, body, under_way).await? {
                     under_way.record().generation = Some(token.generation.0);
                     return Ok((opening, token));
                 }
@@ -248,24 +281,32 @@ async fn admitted(
             Step::Acquire(opening) => {
                 let id = &opening.view.id;
                 let refused = |error| Failed { fault: admit::not_lent(&error), connection: Some(id.clone()) };
-                known.acquired = Some(worker.tokens.acquire(id).await.map_err(refused)?);
+                let acquired = under_way.in_time(worker.tokens.acquire(id)).await;
+                known.acquired = Some(acquired.ok_or_else(no_token_in_time)?.map_err(refused)?);
             }
             Step::Enumerate => {
-                known.roster = Some(worker.tokens.roster().await.unwrap_or_default());
+                let loaded = under_way.in_time(worker.tokens.load_roster()).await;
+                let loaded = loaded.ok_or_else(no_token_in_time)?;
+                known.roster = Some(loaded.map_err(|error| admit::not_lent(&error))?);
             }
             Step::Load(id) => {
-                let loaded = worker.tokens.load(&id).await;
+                let loaded = under_way.in_time(worker.tokens.load(&id)).await;
+                let loaded = loaded.ok_or_else(no_token_in_time)?;
                 known.view = Some(loaded.map_err(|error| admit::not_lent(&error))?);
             }
         }
     }
 }
 
-/// A body that states a length beyond its family's limit is refused unread. One without a body states nothing.
-fn check_length(worker: &Worker, asked: &Asked<'_>, body: Option<(&CallerBody, u64)>) -> Result<(), Fault> {
+fn no_token_in_time() -> Fault {
+    Fault::new(Code::TokenUnavailable).detail("The call's time was over before there was a token.")
+}
+
+/// A body that states a length beyond its family's limit is refused unread.
+fn check_length(worker: &Worker, asked: &Asked<'_>, body: Option<&CallerBody>) -> Result<(), Fault> {
     let max = worker.limits.of(asked.route.family).body_bytes_max;
     match body {
-        Some((_, stated)) if stated > max => Err(Fault::new(Code::BodyTooLarge).closing()),
+        Some(body) if body.stated() > max => Err(Fault::new(Code::BodyTooLarge).closing()),
         _ => Ok(()),
     }
 }
@@ -298,7 +339,8 @@ async fn has_place(
         return Ok(true);
     }
     worker.shard.queued.add_one();
-    let place = pool.places.take(&opening.key).await.map_err(|full| {
+    let place = under_way.in_time(pool.places.take(&opening.key)).await.unwrap_or(Err(Full::WaitedTooLong));
+    let place = place.map_err(|full| {
         Fault::new(Code::Overloaded).detail(match full {
             Full::QueueFull => "Too many calls wait for this instance.",
             Full::WaitedTooLong => "The instance had no room for the call in time.",
@@ -313,22 +355,26 @@ async fn token_response(
     worker: &Rc<Worker>,
     parts: &request::Parts,
     method: Method,
-    body: Incoming,
+    body: Option<&CallerBody>,
     request_id: &RequestId,
     under_way: &mut UnderWay,
 ) -> Result<Answer, Failed> {
-    if method != Method::Post {
-        return Err(Fault::new(Code::MethodRefused).allowing("POST").into());
-    }
-    under_way.record().family = Text::new("oauth_token");
-    let (caller, now) = (Rc::clone(under_way.caller()), worker.now.clone());
-    let body = CallerBody::new(body, caller, token_endpoint::BODY_BYTES_MAX as u64, 0, now);
-    under_way.carries(body.clone());
-    let form = whole(worker, &body).await?;
-    let refused = |refusal: token_endpoint::Refusal, under_way: &mut UnderWay| {
+    let refused = |refusal: Refusal, under_way: &mut UnderWay| {
         worker.shard.failed(refusal.code());
         under_way.record().error = Some(refusal.code().name());
         Ok(Answer::Own(refusal.respond(request_id.clone())))
+    };
+    under_way.record().family = Text::new("oauth_token");
+    if method != Method::Post {
+        return refused(Refusal::Unread(Code::MethodRefused), under_way);
+    }
+    let form = match body {
+        Some(body) => whole(worker, body).await,
+        None => Ok(Zeroizing::default()),
+    };
+    let form = match form {
+        Ok(form) => form,
+        Err(fault) => return refused(Refusal::Unread(fault.code), under_way),
     };
     let request = match token_endpoint::Request::parse(&parts.headers, &form) {
         Ok(request) => request,
@@ -347,7 +393,9 @@ async fn token_response(
 
 /// All of a small body, within the time that a head has: whoever sends it has shown no key yet.
 async fn whole(worker: &Worker, body: &CallerBody) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    body.may_have(token_endpoint::BODY_BYTES_MAX as u64);
     let mut stream = body.attempt().ok_or_else(|| Fault::malformed("The body was cut off."))?;
+    body.keep_no_more();
     let mut bytes = Zeroizing::new(Vec::with_capacity(token_endpoint::BODY_BYTES_MAX));
     let begun = worker.now.now();
     loop {
@@ -369,7 +417,7 @@ async fn whole(worker: &Worker, body: &CallerBody) -> Result<Zeroizing<Vec<u8>>,
 fn body_fault(fault: BodyFault) -> Fault {
     match fault {
         BodyFault::TooLarge => Fault::new(Code::BodyTooLarge).closing(),
-        BodyFault::Broken | BodyFault::Superseded => {
+        BodyFault::Malformed | BodyFault::Left | BodyFault::Superseded => {
             Fault::malformed("The body is malformed or was cut off.")
         }
     }
@@ -409,7 +457,7 @@ async fn exchange(
         if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
             // The next call profits from the refresh.
             spawn_local(outcome);
-        } else if let AfterRefusal::Replay(newer) = outcome.await
+        } else if let Some(AfterRefusal::Replay(newer)) = under_way.in_time(outcome).await
             && Arc::ptr_eq(&newer.upstream, &token.upstream)
             && let Some(attempt) = outgoing.attempt(&newer)
         {
@@ -446,13 +494,17 @@ struct OneAttempt {
 async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay) -> Result<Answered, Fault> {
     let OneAttempt { pool, bearer, mut body, length } = attempt;
     loop {
-        let Taken { way, is_reused } =
-            outgoing.worker.pools.take(&pool, outgoing.family.connect).await.map_err(|error| {
+        let Taken { way, is_reused } = under_way
+            .in_time(outgoing.worker.pools.take(&pool, outgoing.family.connect))
+            .await
+            .ok_or_else(no_connection_in_time)?
+            .map_err(|error| {
                 Fault::new(Code::InstanceUnreachable).detail(error.reason()).caused_by(&error)
             })?;
         let outcome = match way {
             Way::Http1(connection) => {
-                let ours = Ours { host: &pool.host, bearer: &bearer, length };
+                let passing = &outgoing.worker.limits.passing;
+                let ours = Ours { host: &pool.host, bearer: &bearer, length, passing };
                 outgoing.over_http1(connection, ours, body, under_way).await?
             }
             Way::Http2(shared) => outgoing.over_http2(&shared, &pool, &bearer, body, under_way).await?,
@@ -465,6 +517,12 @@ async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay
             Err(Unanswered::Broken(fault)) => return Err(outgoing.broken(&fault)),
         }
     }
+}
+
+/// Nothing was sent.
+fn no_connection_in_time() -> Fault {
+    let detail = "The call's time was over before there was a connection to the instance.";
+    Fault::new(Code::InstanceTimeout).detail(detail).retryable(true)
 }
 
 /// Why there is no answer.
@@ -509,7 +567,7 @@ impl Outgoing<'_> {
     ) -> Outcome {
         let head = upstream_head::encode(self.method.name(), &self.target, &self.sent.headers, ours);
         let mut exchange = Exchange::new(connection, head, body, ours.length, self.method == Method::Head);
-        Ok(match self.within_limits(|cx| exchange.poll_head(cx), under_way).await? {
+        Ok(match self.within_limits(|cx| exchange.poll_head(cx, ours.passing), under_way).await? {
             Ok(parsed) => {
                 let stream = exchange.into_body(&parsed);
                 Ok((parsed.head, AnswerStream::Http1(Box::new(stream))))
@@ -529,7 +587,8 @@ impl Outgoing<'_> {
     ) -> Outcome {
         let mut request = Request::new(body);
         *request.method_mut() = self.sent.method.clone();
-        *request.headers_mut() = upstream_head::headers(&self.sent.headers, bearer);
+        *request.headers_mut() =
+            upstream_head::headers(&self.sent.headers, bearer, &self.worker.limits.passing);
         *request.uri_mut() = Uri::builder()
             .scheme(pool.scheme.clone())
             .authority(pool.host.as_bytes())
@@ -544,7 +603,7 @@ impl Outgoing<'_> {
             shared.retire();
         }
         Ok(match answered? {
-            Ok(answer) => match taken_apart(answer, call) {
+            Ok(answer) => match taken_apart(answer, call, &self.worker.limits.passing) {
                 Ok((answered, stream)) => Ok((answered, AnswerStream::Http2(stream))),
                 Err(fault) => Err(ExchangeFault::from(fault).into()),
             },
@@ -577,7 +636,8 @@ impl Outgoing<'_> {
                 return Poll::Ready(Err(Fault::new(Code::RequestTooSlow).closing()));
             }
             let since = body.map_or(begun, |body| body.progressed_at().max(begun));
-            if worker.now.is_past(since, self.family.first_byte_ms) || under_way.is_over() {
+            let is_due = !body.is_some_and(CallerBody::waits_for_caller);
+            if is_due && worker.now.is_past(since, self.family.first_byte_ms) || under_way.is_over() {
                 return Poll::Ready(Err(self.after_sending(Fault::new(Code::InstanceTimeout))));
             }
             Poll::Pending

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     net::IpAddr,
     pin::Pin,
@@ -18,6 +18,7 @@ use crate::{
     coarse::Coarse,
     error::Fault,
     frames::{self, FrameGuard},
+    pool::Pool,
     settings::Limits,
     wire::{Reading, Scanner, WireFault},
 };
@@ -44,6 +45,10 @@ pub(crate) struct CallerConnection {
     /// When the call under way must have ended, over HTTP/1: a caller that takes a little now and then is not asked for
     /// more in between.
     call_until: Cell<Option<u64>>,
+    /// An answer under way has no end but the connection's (HTTP/1.0): broken off, it must not look whole.
+    ends_by_close: Cell<bool>,
+    /// Over HTTP/1: where the answer under way comes from.
+    answering: RefCell<Option<Rc<Pool>>>,
     /// Of an HTTP/2 connection: a task for each call.
     streams: Streams,
 }
@@ -55,14 +60,24 @@ enum Watch {
     Http2(FrameGuard),
 }
 
+#[derive(Debug)]
+struct StreamedAnswer {
+    asked_at: u64,
+    pool: Rc<Pool>,
+}
+
 /// The calls of an HTTP/2 connection, each of which hyper runs as a task of its own.
 #[derive(Debug, Default)]
 struct Streams {
     next: Cell<u64>,
+    /// The one whose task runs.
+    current: Cell<u64>,
     /// To be woken for their limits.
     wakers: RefCell<HashMap<u64, Waker>>,
     /// When an answer was last asked for more: a caller that takes nothing stops that.
-    asked_at: RefCell<HashMap<u64, u64>>,
+    answers: RefCell<HashMap<u64, StreamedAnswer>>,
+    /// Those whose caller has taken nothing for too long.
+    overdue: RefCell<HashSet<u64>>,
 }
 
 impl CallerConnection {
@@ -79,6 +94,8 @@ impl CallerConnection {
             blocked_since: Cell::new(None),
             lingers_since: Cell::new(None),
             call_until: Cell::new(None),
+            ends_by_close: Cell::new(false),
+            answering: RefCell::new(None),
             streams: Streams::default(),
         }
     }
@@ -100,6 +117,10 @@ impl CallerConnection {
                 _ => "The Forwarded header is malformed.",
             })
         })
+    }
+
+    pub(crate) fn speaks_http2(&self) -> bool {
+        matches!(&*self.watch.borrow(), Watch::Http2(_))
     }
 
     /// From here on the caller's bytes are HTTP/2.
@@ -131,9 +152,18 @@ impl CallerConnection {
         }
     }
 
+    pub(crate) fn answer_ends_by_close(&self, ends_by_close: bool) {
+        self.ends_by_close.set(ends_by_close);
+    }
+
+    /// Closed now, it would take what came of its answer for all of it.
+    pub(crate) fn must_be_reset(&self) -> bool {
+        self.ends_by_close.get()
+    }
+
     /// The call that has begun last must end by then.
     pub(crate) fn call_ends_by(&self, at: u64) {
-        if matches!(&*self.watch.borrow(), Watch::Http1(_)) {
+        if !self.speaks_http2() {
             self.call_until.set(Some(at));
         }
     }
@@ -183,8 +213,16 @@ impl CallerConnection {
         }
     }
 
+    /// Its handshake is done; now it may begin to speak.
+    pub(crate) fn is_open(&self, now: u64) {
+        self.head_since.set(Some(now));
+    }
+
     /// `taken`: the caller takes bytes, or none at the moment.
     pub(crate) fn writes(&self, taken: bool, now: u64) {
+        if taken && self.calls.get() == 0 && !self.speaks_http2() {
+            self.active_at.set(now); // of an answer that was handed on whole
+        }
         if taken != self.blocked_since.get().is_none() {
             self.blocked_since.set((!taken).then_some(now));
         }
@@ -195,9 +233,23 @@ impl CallerConnection {
         self.lingers_since.set(Some(now));
     }
 
-    /// It is inside a request that is not read to its end.
-    pub(crate) fn is_sending(&self) -> bool {
-        matches!(&*self.watch.borrow(), Watch::Http1(scanner) if scanner.is_in_request())
+    /// A head that began does not come to its end in time: from here on it is refused. A connection that has said nothing
+    /// asked for nothing.
+    pub(crate) fn refuse_late_head(&self, now: &Coarse, limits: &Limits) {
+        let is_late = self.head_since.get().is_some_and(|since| now.is_past(since, limits.header_read_ms));
+        if is_late
+            && self.calls.get() == 0
+            && let Watch::Http1(scanner) = &mut *self.watch.borrow_mut()
+            && scanner.refuse_late_head()
+        {
+            self.head_since.set(None);
+            self.active_at.set(now.now());
+        }
+    }
+
+    /// The head under way is refused, whatever of it has come.
+    pub(crate) fn head_is_refused(&self) -> bool {
+        matches!(&*self.watch.borrow(), Watch::Http1(scanner) if scanner.head_is_refused())
     }
 
     /// Past a limit of its own: it is closed without an answer, which no one waits for.
@@ -205,12 +257,13 @@ impl CallerConnection {
         let past = |since: Option<u64>, limit_ms| since.is_some_and(|since| now.is_past(since, limit_ms));
         let between_calls = self.calls.get() == 0;
         self.floods()
-            || past(self.blocked_since.get(), limits.body_idle_ms)
+            || past(self.blocked_since.get(), limits.idle_ms_of(self.answering.borrow().as_deref()))
             || past(self.call_until.get(), 0)
             || past(self.lingers_since.get(), LINGER_MS)
             || (between_calls && past(self.head_since.get(), limits.header_read_ms))
-            || (between_calls && now.is_past(self.active_at.get(), limits.keep_alive_ms))
-            || self.streams.asked_at.borrow().values().any(|at| now.is_past(*at, limits.body_idle_ms))
+            || (between_calls
+                && self.head_since.get().is_none()
+                && now.is_past(self.active_at.get(), limits.keep_alive_ms))
     }
 
     /// The caller sends what moves nothing forward, and too much of it.
@@ -222,6 +275,7 @@ impl CallerConnection {
     /// and may have limits of its own.
     pub(crate) fn tick(&self, now: &Coarse, limits: &Limits) {
         let calls = self.calls.get() > 0;
+        self.streams.find_overdue(now, limits);
         self.streams.wakers.borrow().values().for_each(Waker::wake_by_ref);
         if (calls && now.is_past(self.active_at.get(), LOOKED_AT_AFTER_MS)) || self.is_over(now, limits) {
             self.wake();
@@ -249,36 +303,67 @@ impl CallerConnection {
     }
 }
 
-/// An answer that streams over HTTP/2, for as long as this lives.
+impl Limits {
+    /// How long a caller may take nothing of an answer that comes from there.
+    fn idle_ms_of(&self, pool: Option<&Pool>) -> u64 {
+        if pool.is_some_and(|pool| pool.places.are_wanted()) {
+            self.pressed_idle_ms
+        } else {
+            self.body_idle_ms
+        }
+    }
+}
+
+/// An answer that streams, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Streaming {
     caller: Rc<CallerConnection>,
-    number: u64,
+    /// Over HTTP/2; over HTTP/1 a caller that takes nothing shows in the socket.
+    stream: Option<u64>,
 }
 
 impl Streaming {
-    /// `None` over HTTP/1, where a caller that takes nothing shows in the socket.
-    pub(crate) fn new(caller: &Rc<CallerConnection>, now: u64) -> Option<Self> {
-        matches!(&*caller.watch.borrow(), Watch::Http2(_)).then(|| {
-            let number = caller.streams.take_number();
-            caller.streams.asked_at.borrow_mut().insert(number, now);
-            Self { caller: Rc::clone(caller), number }
-        })
+    pub(crate) fn new(caller: &Rc<CallerConnection>, pool: &Rc<Pool>, now: u64) -> Self {
+        let stream = caller.speaks_http2().then(|| caller.streams.current.get());
+        match stream {
+            Some(number) => {
+                let answer = StreamedAnswer { asked_at: now, pool: Rc::clone(pool) };
+                caller.streams.answers.borrow_mut().insert(number, answer);
+            }
+            None => *caller.answering.borrow_mut() = Some(Rc::clone(pool)),
+        }
+        Self { caller: Rc::clone(caller), stream }
     }
 
     /// The caller has room for more of the answer.
     pub(crate) fn asked(&self, now: u64) {
-        self.caller.streams.asked_at.borrow_mut().insert(self.number, now);
+        let Some(number) = self.stream else { return };
+        if let Some(answer) = self.caller.streams.answers.borrow_mut().get_mut(&number) {
+            answer.asked_at = now;
+        }
     }
 }
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        self.caller.streams.asked_at.borrow_mut().remove(&self.number);
+        match self.stream {
+            Some(number) => drop(self.caller.streams.answers.borrow_mut().remove(&number)),
+            None => *self.caller.answering.borrow_mut() = None,
+        }
     }
 }
 
 impl Streams {
+    fn find_overdue(&self, now: &Coarse, limits: &Limits) {
+        self.answers.borrow_mut().retain(|number, answer| {
+            let is_overdue = now.is_past(answer.asked_at, limits.idle_ms_of(Some(&answer.pool)));
+            if is_overdue {
+                self.overdue.borrow_mut().insert(*number);
+            }
+            !is_overdue
+        });
+    }
+
     fn take_number(&self) -> u64 {
         let number = self.next.get();
         self.next.set(number + 1);
@@ -292,8 +377,7 @@ pub(crate) struct StreamExecutor(pub(crate) Rc<CallerConnection>);
 
 impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
-    F: Future + 'static,
-    F::Output: 'static,
+    F: Future<Output = ()> + 'static,
 {
     fn execute(&self, call: F) {
         let number = self.0.streams.take_number();
@@ -301,17 +385,21 @@ where
     }
 }
 
-/// A call that is woken for its limits.
+/// A call that is woken for its limits, and ended by the one on a caller that takes nothing.
 struct Ticking<F> {
     call: Pin<Box<F>>,
     caller: Rc<CallerConnection>,
     number: u64,
 }
 
-impl<F: Future> Future for Ticking<F> {
-    type Output = F::Output;
+impl<F: Future<Output = ()>> Future for Ticking<F> {
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.caller.streams.overdue.borrow().contains(&self.number) {
+            return Poll::Ready(()); // dropping the call resets its stream, and no other
+        }
+        self.caller.streams.current.set(self.number);
         let outcome = self.call.as_mut().poll(cx);
         if outcome.is_pending() {
             self.caller.streams.wakers.borrow_mut().insert(self.number, cx.waker().clone());
@@ -323,6 +411,7 @@ impl<F: Future> Future for Ticking<F> {
 impl<F> Drop for Ticking<F> {
     fn drop(&mut self) {
         self.caller.streams.wakers.borrow_mut().remove(&self.number);
+        self.caller.streams.overdue.borrow_mut().remove(&self.number);
     }
 }
 

@@ -87,6 +87,11 @@ impl Code {
         self.line().name
     }
 
+    /// What happened, in a sentence.
+    pub(crate) fn message(self) -> &'static str {
+        self.line().message
+    }
+
     pub fn status(self) -> StatusCode {
         StatusCode::from_u16(self.line().status).expect("the table holds valid statuses")
     }
@@ -337,8 +342,6 @@ pub(crate) struct Fault {
     retry_after_s: Option<u64>,
     /// Close the connection after the answer: its next bytes cannot be trusted.
     close: bool,
-    /// For 405: what is allowed instead.
-    allow: &'static str,
     /// For the log only: the chain of causes.
     pub(crate) cause: Option<String>,
 }
@@ -352,7 +355,7 @@ impl Fault {
             _ => None,
         };
         let Line { retryable, fix, .. } = code.line();
-        Self { code, retryable, detail: None, fix, retry_after_s, close: false, allow: METHODS, cause: None }
+        Self { code, retryable, detail: None, fix, retry_after_s, close: false, cause: None }
     }
 
     /// A request that is wrong as such: said, and the connection closed.
@@ -381,11 +384,6 @@ impl Fault {
         self
     }
 
-    pub(crate) fn allowing(mut self, methods: &'static str) -> Self {
-        self.allow = methods;
-        self
-    }
-
     pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
@@ -398,6 +396,10 @@ impl Fault {
     }
 
     /// Over HTTP/2 there is no connection to close for one call's sake: its framing is never in doubt.
+    pub(crate) fn closes(&self) -> bool {
+        self.close
+    }
+
     pub(crate) fn respond(
         &self,
         format: Format,
@@ -417,7 +419,7 @@ impl Fault {
                 headers.insert(header::WWW_AUTHENTICATE, challenge);
             }
             Code::MethodRefused => {
-                headers.insert(header::ALLOW, HeaderValue::from_static(self.allow));
+                headers.insert(header::ALLOW, HeaderValue::from_static(METHODS));
             }
             _ => {}
         }

@@ -56,10 +56,10 @@ impl FrameGuard {
     }
 
     fn frame(&mut self) {
-        let [high, middle, low, kind, ..] = self.head;
+        let [high, middle, low, kind, flags, ..] = self.head;
         self.skip = u32::from_be_bytes([0, high, middle, low]);
-        if kind == DATA && self.skip > 0 {
-            // A stream of tiny frames costs, a body does not.
+        if kind == DATA && flags & PADDED == 0 {
+            // A stream of tiny frames costs, a body does not; nor does padding move anything forward.
             self.earn(self.skip / DATA_BYTES_PER_FRAME);
         }
         self.credit = self.credit.saturating_sub(1);
@@ -72,6 +72,8 @@ const HEAD_BYTES: usize = 9;
 const PREFACE_BYTES: u32 = 24;
 /// The type of a DATA frame.
 const DATA: u8 = 0;
+/// Of a DATA frame (RFC 9113 §6.1).
+const PADDED: u8 = 0x8;
 /// A body in frames of at least this size pays for itself.
 const DATA_BYTES_PER_FRAME: u32 = 256;
 /// More than a client sends before its first answer: 100 streams with their windows and priorities.
@@ -115,6 +117,12 @@ mod tests {
             });
             assert_eq!(sent.count() + 1, CREDIT_MAX as usize, "kind {kind}, {len} bytes");
         }
+        let mut guard = FrameGuard::default();
+        guard.feed(&preface());
+        let mut padded = frame(DATA, 1_024);
+        padded[4] = PADDED;
+        (0..CREDIT_MAX).for_each(|_| guard.feed(&padded));
+        assert!(guard.is_exhausted(), "padding");
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn goes_out_as_one_request(sent: &request::Parts, method: &str) {
     assert_eq!((target.path(), target.query()), (route.path, sent.uri.query()));
     let (host, bearer) =
         (HeaderValue::from_static("instance.example"), HeaderValue::from_static("Bearer ours"));
-    let ours = Ours { host: &host, bearer: &bearer, length: Length::Unsaid };
+    let ours = Ours { host: &host, bearer: &bearer, length: Length::Unsaid, passing: &LIMITS.passing };
     let encoded = upstream_head::encode(method, &target, &sent.headers, ours);
     let mut room = [httparse::EMPTY_HEADER; 72];
     let mut again = httparse::Request::new(&mut room);
@@ -207,7 +207,7 @@ pub fn answer(bytes: &[u8]) {
     let Some((first, bytes)) = bytes.split_first() else { return };
     let to_head = first & 1 == 1;
     let mut buffer = BytesMut::from(bytes);
-    let Ok(Some(parsed)) = parse(&mut buffer, to_head, &mut 0) else { return };
+    let Ok(Some(parsed)) = parse(&mut buffer, to_head, &mut 0, &LIMITS.passing) else { return };
     let len = bytes.len() - buffer.len();
     let (cut, exact) = (parse_prefix(bytes, len - 1, to_head), parse_prefix(bytes, len, to_head));
     assert!(cut.is_none());
@@ -236,7 +236,7 @@ pub fn answer(bytes: &[u8]) {
 }
 
 fn parse_prefix(bytes: &[u8], len: usize, to_head: bool) -> Option<Parsed> {
-    let parsed = parse(&mut BytesMut::from(&bytes[..len]), to_head, &mut 0);
+    let parsed = parse(&mut BytesMut::from(&bytes[..len]), to_head, &mut 0, &LIMITS.passing);
     parsed.unwrap_or_else(|fault| panic!("the beginning of a good head: {fault}"))
 }
 
@@ -326,9 +326,9 @@ pub fn frames(bytes: &[u8]) {
 /// What frames leave of a new connection's credit, frame by frame.
 fn weighed(mut frames: &[u8]) -> u32 {
     let mut credit = FrameGuard::default().credit();
-    while let Some(([high, middle, low, kind, ..], payload)) = frames.split_first_chunk::<9>() {
+    while let Some(([high, middle, low, kind, flags, ..], payload)) = frames.split_first_chunk::<9>() {
         let len = u32::from_be_bytes([0, *high, *middle, *low]);
-        let paid = if *kind == 0 { len / 256 } else { 0 };
+        let paid = if *kind == 0 && flags & 8 == 0 { len / 256 } else { 0 };
         credit = (credit + paid).min(FrameGuard::default().credit()) - 1;
         if credit == 0 {
             break;
@@ -336,6 +336,11 @@ fn weighed(mut frames: &[u8]) -> u32 {
         frames = payload.get(len as usize..).unwrap_or_default();
     }
     credit
+}
+
+#[cfg(test)]
+pub(crate) fn limits() -> &'static Limits {
+    &LIMITS
 }
 
 /// Reads a connection from its beginning.

@@ -8,6 +8,7 @@ use http::{HeaderMap, Version, header, request};
 use crate::{
     error::{Code, Fault, Wanted},
     settings::Limits,
+    wire,
 };
 
 /// A head that passed.
@@ -126,7 +127,7 @@ fn check_headers<'a>(
 ) -> Result<&'a str, Fault> {
     let mut host = None;
     let mut bytes = 0;
-    if headers.len() > HEADERS_MAX {
+    if headers.len() > wire::HEADERS_MAX {
         return Err(Fault::new(Code::HeadersTooLarge).closing());
     }
     for (name, value) in headers {
@@ -164,8 +165,6 @@ fn check_headers<'a>(
     }
 }
 
-/// As many as hyper's HTTP/1.1 parser takes.
-const HEADERS_MAX: usize = 100;
 /// Longest DNS name.
 const HOST_BYTES_MAX: usize = 253;
 

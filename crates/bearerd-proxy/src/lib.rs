@@ -28,6 +28,7 @@ mod head;
 mod line_up;
 mod metrics;
 mod names;
+mod passing;
 mod places;
 mod pool;
 mod request_id;

@@ -149,7 +149,7 @@ impl Shown {
             ),
             errors: vector(
                 "bearerd_proxy_errors_total",
-                "Answers that bearerd itself made, by code",
+                "Answers that bearerd itself made, or cut off, by code",
                 &["code"],
             ),
             refusals: vector(

@@ -121,6 +121,11 @@ impl Places {
         }
     }
 
+    /// Somebody waits for one.
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
     /// More than half are taken: a call should be ready to go before it takes one.
     pub(crate) fn are_few(&self) -> bool {
         self.taken.load(Relaxed) > self.bounds.places / 2

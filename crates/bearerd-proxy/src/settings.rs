@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use bearerd_net::{CallerAddress, ListenSettings, SocketMode, TlsSettings};
-use http::Uri;
+use http::{HeaderName, Uri};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
-use crate::{places::Bounds, route::Family};
+use crate::{
+    passing::{self, Passing},
+    places::Bounds,
+    route::Family,
+};
 
 /// The settings `[proxy]`. Units are in the names.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -28,6 +32,10 @@ pub struct ProxySettings {
     pub public_url: Option<String>,
     /// `host[:port]` that a call's `Host` must be, besides that of `public_url`. Empty: any.
     pub hosts: Vec<String>,
+    /// Names of headers of requests that go on to the instance, besides those that always do.
+    pub pass_request_headers: Vec<String>,
+    /// Names of headers of answers that go on to the caller, besides those that always do.
+    pub pass_answer_headers: Vec<String>,
     /// Threads, each with its own runtime and pools. 0: one per core. At most 256.
     pub workers: usize,
     /// Callers' connections per worker; further ones wait in the kernel's queue.
@@ -162,6 +170,8 @@ impl Default for ProxySettings {
             trusted_proxies: Vec::new(),
             public_url: None,
             hosts: Vec::new(),
+            pass_request_headers: Vec::new(),
+            pass_answer_headers: Vec::new(),
             workers: 0,
             connections_max: 10_000,
             headers_bytes_max: 64 * 1024,
@@ -194,6 +204,10 @@ pub enum ProxySettingsError {
     PublicUrl,
     #[error("proxy.hosts holds {0:?}, which is not host[:port]")]
     Host(String),
+    #[error("proxy.{setting} holds {given:?}, which is no name of a header")]
+    HeaderName { setting: &'static str, given: String },
+    #[error("proxy.{setting} holds {given:?}, which bearerd never lets pass")]
+    HeaderNeverPasses { setting: &'static str, given: String },
 }
 
 impl ProxySettings {
@@ -264,7 +278,12 @@ impl ProxySettings {
             .filter_map(|host| host.strip_suffix(default_port).map(str::to_owned).or_else(|| with_port(host)))
             .collect();
         hosts.extend(others);
+        let passing = Passing {
+            requests: header_names("pass_request_headers", &self.pass_request_headers)?,
+            answers: header_names("pass_answer_headers", &self.pass_answer_headers)?,
+        };
         Ok(Limits {
+            passing,
             tls: self.tls.is_some(),
             public_url,
             hosts,
@@ -274,6 +293,8 @@ impl ProxySettings {
             header_read_ms: self.header_read_timeout_s * 1_000,
             keep_alive_ms: self.keep_alive_s * 1_000,
             body_idle_ms: self.body_idle_timeout_s * 1_000,
+            // So that whoever waits gets the place in time.
+            pressed_idle_ms: (self.body_idle_timeout_s * 1_000).min(self.instance_queue_wait_s * 500),
             pool_idle_ms: self.pool_idle_s * 1_000,
             pool_idle_max: self.pool_idle_max,
             replay_body_bytes_max: self.replay_body_bytes_max,
@@ -320,6 +341,7 @@ impl ProxySettings {
 /// [`ProxySettings`], checked.
 #[derive(Debug)]
 pub(crate) struct Limits {
+    pub(crate) passing: Passing,
     pub(crate) tls: bool,
     /// `https://host[:port]`, lower-case, without a trailing slash.
     pub(crate) public_url: Option<String>,
@@ -331,6 +353,8 @@ pub(crate) struct Limits {
     pub(crate) header_read_ms: u64,
     pub(crate) keep_alive_ms: u64,
     pub(crate) body_idle_ms: u64,
+    /// The same for an answer whose place at the instance another call waits for.
+    pub(crate) pressed_idle_ms: u64,
     pub(crate) pool_idle_ms: u64,
     pub(crate) pool_idle_max: usize,
     pub(crate) replay_body_bytes_max: usize,
@@ -375,6 +399,20 @@ fn range(name: &'static str, given: u64, min: u64, max: u64) -> Result<(), Proxy
     }
 }
 
+fn header_names(setting: &'static str, given: &[String]) -> Result<Vec<HeaderName>, ProxySettingsError> {
+    let parsed = |text: &String| {
+        let given = || text.clone();
+        // An underscore is a hyphen to some servers, so that no call may carry one.
+        let name = HeaderName::try_from(text.as_str()).ok().filter(|name| !name.as_str().contains('_'));
+        let name = name.ok_or_else(|| ProxySettingsError::HeaderName { setting, given: given() })?;
+        if passing::never_passes(name.as_str()) {
+            return Err(ProxySettingsError::HeaderNeverPasses { setting, given: given() });
+        }
+        Ok(name)
+    };
+    given.iter().map(parsed).collect()
+}
+
 fn origin(text: &str) -> Result<String, ProxySettingsError> {
     let url: Uri = text.parse().map_err(|_| ProxySettingsError::PublicUrl)?;
     let (Some(scheme @ ("http" | "https")), Some(authority)) = (url.scheme_str(), url.authority()) else {
@@ -417,6 +455,28 @@ mod tests {
         assert_eq!((settings.attachment.total_timeout_s, settings.attachment.body_bytes_max), (9, 1 << 30));
         let hosts = vec!["a b".to_owned()];
         assert!(ProxySettings { hosts, ..ProxySettings::default() }.check().is_err());
+    }
+
+    /// P-07, P-08: no setting lets a credential pass.
+    #[test]
+    fn headers_that_never_pass_cannot_be_added() {
+        let adding = |name: &str| {
+            let both = vec!["X-App".to_owned(), name.to_owned()];
+            let requests = ProxySettings { pass_request_headers: both.clone(), ..ProxySettings::default() };
+            let answers = ProxySettings { pass_answer_headers: both, ..ProxySettings::default() };
+            [requests.check(), answers.check()].map(|found| found.err().map(|error| error.to_string()))
+        };
+        assert_eq!(adding("x-other"), [None, None]);
+        for (name, why) in [
+            ("Cookie", "which bearerd never lets pass"),
+            ("x-forwarded-for", "which bearerd never lets pass"),
+            ("a b", "which is no name of a header"),
+            ("x_app", "which is no name of a header"),
+        ] {
+            let said = ["request", "answer"]
+                .map(|of| Some(format!("proxy.pass_{of}_headers holds {name:?}, {why}")));
+            assert_eq!(adding(name), said);
+        }
     }
 
     #[test]

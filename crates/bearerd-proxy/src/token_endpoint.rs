@@ -26,6 +26,8 @@ pub(crate) enum Refusal {
     InvalidClient(Code),
     /// The key was sent as password or refresh token.
     InvalidGrant(Code),
+    /// No request came, or none that this endpoint takes.
+    Unread(Code),
 }
 
 /// The caller key of a token request, and how it was sent.
@@ -69,6 +71,12 @@ impl Request {
             Grant::RefreshToken => members.refresh_token,
         };
         let key = key.filter(|key| !key.is_empty()).ok_or(Refusal::InvalidRequest)?;
+        // A caller key is one wherever it stands. (`Authorization` is the client's own beside a password.)
+        let others =
+            [&names::X_API_KEY, &names::X_SN_APIKEY].into_iter().flat_map(|name| headers.get_all(name));
+        if others.into_iter().any(|other| other.as_bytes() != key.as_slice()) {
+            return Err(Refusal::InvalidRequest);
+        }
         Ok(Self { key, grant })
     }
 
@@ -106,7 +114,7 @@ impl Refusal {
     pub(crate) fn code(self) -> Code {
         match self {
             Self::InvalidRequest | Self::UnsupportedGrantType => Code::RequestMalformed,
-            Self::InvalidClient(code) | Self::InvalidGrant(code) => code,
+            Self::InvalidClient(code) | Self::InvalidGrant(code) | Self::Unread(code) => code,
         }
     }
 
@@ -117,6 +125,7 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::InvalidClient(_) => StatusCode::UNAUTHORIZED,
+            Self::Unread(code) => code.status(),
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -133,6 +142,7 @@ impl Refusal {
             Self::InvalidClient(Code::TokenUnavailable) | Self::InvalidGrant(Code::TokenUnavailable) => {
                 ("temporarily_unavailable", "Caller keys cannot be confirmed at the moment.")
             }
+            Self::Unread(code) => ("invalid_request", code.message()),
             Self::InvalidClient(_) => ("invalid_client", "The client secret is not a valid caller key."),
             Self::InvalidGrant(_) => ("invalid_grant", "This is not a valid caller key."),
         };
@@ -140,7 +150,9 @@ impl Refusal {
         let mut response = respond(self.status(), body, id);
         let headers = response.headers_mut();
         headers.insert("bearerd-error", HeaderValue::from_static(self.code().name()));
-        if self.status() == StatusCode::UNAUTHORIZED {
+        if self.status() == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        } else if self.status() == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"bearerd\""));
         } else if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
@@ -233,6 +245,17 @@ mod tests {
             (vec![("authorization", &*basic)], "grant_type=client_credentials", Ok("bd_key")),
             (vec![], "grant_type=password&username=u&password=bd_key&client_secret=other", Ok("bd_key")),
             (vec![], "grant_type=refresh_token&refresh_token=bd%5Fkey", Ok("bd_key")),
+            (vec![("x-api-key", "bd_key")], "grant_type=password&password=bd_key", Ok("bd_key")),
+            (
+                vec![("x-api-key", "other")],
+                "grant_type=password&password=bd_key",
+                Err(Refusal::InvalidRequest),
+            ),
+            (
+                vec![("x-sn-apikey", "other")],
+                "grant_type=password&password=bd_key",
+                Err(Refusal::InvalidRequest),
+            ),
             (vec![], "grant_type=authorization_code&code=x", Err(Refusal::UnsupportedGrantType)),
             (vec![], "client_secret=bd_key", Err(Refusal::InvalidRequest)),
             (vec![], "grant_type=password&username=u", Err(Refusal::InvalidRequest)),
@@ -306,6 +329,9 @@ mod tests {
             (Refusal::InvalidClient(Code::CallerKeyInvalid), 401, "invalid_client"),
             (Refusal::InvalidGrant(Code::CallerKeyExpired), 400, "invalid_grant"),
             (Refusal::InvalidClient(Code::TokenUnavailable), 503, "temporarily_unavailable"),
+            (Refusal::Unread(Code::BodyTooLarge), 413, "invalid_request"),
+            (Refusal::Unread(Code::MethodRefused), 405, "invalid_request"),
+            (Refusal::Unread(Code::RequestTooSlow), 408, "invalid_request"),
         ] {
             let (found, body) = text(refusal.respond(RequestId::for_test("r")));
             assert_eq!(found, status);

@@ -2,7 +2,14 @@
 //! however it ends. Whatever is held for the call (its share of the key's limits, its place at the instance) is given
 //! back then.
 
-use std::{fmt, rc::Rc, time::Instant};
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Instant,
+};
 
 use bearerd_audit::{AccessRecord, HttpVersion, Text};
 use bearerd_model::Generation;
@@ -11,12 +18,13 @@ use http::{StatusCode, Version, request};
 
 use crate::{
     answer_head,
-    body::{AnswerFault, CallerBody},
+    body::{AnswerFault, BodyFault, CallerBody},
     caller::{CallerConnection, Streaming},
     error::{Code, Fault},
     metrics::Origin,
     names,
     places::Place,
+    pool::Pool,
     request_id::RequestId,
     route::Route,
     upstream::AnswerHead,
@@ -128,6 +136,11 @@ impl UnderWay {
         self.0.body.as_ref().is_some_and(CallerBody::has_ended)
     }
 
+    /// The caller left before it had sent its body.
+    pub(crate) fn caller_left_in_body(&self) -> bool {
+        self.0.body.as_ref().is_some_and(|body| body.fault() == Some(BodyFault::Left))
+    }
+
     /// The call is sent once more, with a newer token.
     pub(crate) fn replayed(&mut self, generation: Generation) {
         self.0.record.replayed = true;
@@ -151,9 +164,10 @@ impl UnderWay {
     }
 
     /// The answer is about to stream.
-    pub(crate) fn streams(&mut self) {
+    pub(crate) fn streams(&mut self, pool: &Rc<Pool>) {
         let call = &mut *self.0;
-        call.streaming = Streaming::new(&call.caller, call.worker.now.now());
+        call.streaming = Some(Streaming::new(&call.caller, pool, call.worker.now.now()));
+        call.caller.answer_ends_by_close(call.record.http == HttpVersion::Http10);
     }
 
     /// The caller has room for more of the answer.
@@ -166,14 +180,13 @@ impl UnderWay {
     /// So much of the answer was handed on.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.0.record.bytes_out += bytes as u64;
-        if self.0.streaming.is_some() {
-            self.0.caller.answers(bytes);
-        }
+        self.0.caller.answers(bytes);
     }
 
     /// The answer was handed on to its end.
     pub(crate) fn ended(&mut self) {
         self.0.whole = true;
+        self.0.caller.answer_ends_by_close(false);
     }
 
     /// When the instance last took a piece of the body.
@@ -221,6 +234,17 @@ impl UnderWay {
         self.0.worker.now.is_past(self.0.begun_at, self.0.total_max_ms)
     }
 
+    /// `None`: the call's time was over before.
+    pub(crate) async fn in_time<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let mut waiting = pin!(waiting);
+        poll_fn(|cx| match waiting.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if self.is_over() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
     fn elapsed_us(&self) -> u64 {
         let elapsed = self.0.begun.elapsed();
         elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
@@ -239,6 +263,11 @@ impl Drop for UnderWay {
         record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
         // Over HTTP/2 the way to the instance is another task's, which would send on.
         call.body.iter().for_each(CallerBody::end_attempts);
+        if !call.whole && !call.cut && call.worker.cuts_all.get() {
+            record.error = Some(Code::Draining.name());
+            call.worker.shard.failed(Code::Draining);
+            call.cut = true;
+        }
         record.caller_left = !call.whole && !call.cut;
         call.caller.call_ends(call.worker.now.now(), call.whole);
         call.worker.shard.in_flight.take_one();

@@ -30,6 +30,8 @@ pub(crate) enum WireFault {
     TransferCoding,
     Chunk,
     Trailer,
+    /// The head does not come to its end in time.
+    TooSlow,
 }
 
 impl WireFault {
@@ -39,6 +41,7 @@ impl WireFault {
             Self::Method => return Fault::new(Code::MethodRefused).closing(),
             Self::TargetTooLong => return Fault::new(Code::TargetTooLong).closing(),
             Self::HeadersTooLarge => return Fault::new(Code::HeadersTooLarge).closing(),
+            Self::TooSlow => return Fault::new(Code::RequestTooSlow).closing(),
             Self::BareLineFeed => "A line of the head does not end in CR LF.",
             Self::RequestLine => "The request line is not `METHOD /path HTTP/1.1`, nor the same of HTTP/1.0.",
             Self::NotAPath => "The request target is not a path.",
@@ -165,7 +168,21 @@ impl Scanner {
         matches!(self.state, State::Header) || (self.state == State::RequestLine && !self.partial.is_empty())
     }
 
+    /// Refuses the head under way; `false`: there is none.
+    pub(crate) fn refuse_late_head(&mut self) -> bool {
+        let is_in_head = self.is_in_head();
+        if is_in_head {
+            self.found(WireFault::TooSlow);
+        }
+        is_in_head
+    }
+
+    pub(crate) fn head_is_refused(&self) -> bool {
+        self.state == State::Refused
+    }
+
     /// A request has begun and not ended.
+    #[cfg(test)]
     pub(crate) fn is_in_request(&self) -> bool {
         self.state != State::RequestLine || !self.partial.is_empty()
     }
@@ -477,7 +494,7 @@ const fn head_bytes_max(target_bytes_max: usize, headers_bytes_max: usize) -> us
 }
 
 /// As many as the parser has room for.
-const HEADERS_MAX: usize = 100;
+pub(crate) const HEADERS_MAX: usize = 100;
 const NAME_BYTES_MAX: usize = 1024;
 /// Of a method, a version, and the empty lines before them.
 const REQUEST_LINE_SLACK_BYTES: usize = 256;

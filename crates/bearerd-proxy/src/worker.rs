@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::{Future, poll_fn},
+    io,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -59,6 +60,8 @@ pub(crate) struct Worker {
     pub(crate) now: Coarse,
     /// No new call is begun.
     pub(crate) draining: Cell<bool>,
+    /// The time to drain is over: what is under way still is cut.
+    pub(crate) cuts_all: Cell<bool>,
     started: Instant,
     callers: RefCell<HashMap<u64, Rc<CallerConnection>>>,
     next_caller: Cell<u64>,
@@ -104,6 +107,7 @@ impl Worker {
             shard,
             now,
             draining: Cell::new(false),
+            cuts_all: Cell::new(false),
             started: Instant::now(),
             callers: RefCell::default(),
             next_caller: Cell::new(0),
@@ -160,6 +164,7 @@ impl Worker {
             }
         };
         if timeout(drain, emptied).await.is_err() {
+            self.cuts_all.set(true);
             let left = self.callers.borrow().len();
             tracing::warn!(connections = left, "{left} connections did not end in time and are cut");
         }
@@ -226,21 +231,32 @@ impl Drop for Registered {
 
 async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket: Socket, peer: PeerAddress) {
     let Registered { worker, caller, .. } = &registered;
-    let opening = async {
+    let opening = async move {
+        let acceptor = acceptor; // let go when this ends: holding it would keep the socket open while connections drain
         let (stream, peer) = acceptor.handshake(socket, peer).await?;
         caller.comes_from(peer);
         let mut gate = Gate::new(stream, Rc::clone(caller), worker.now.clone());
         let is_http2 = gate.is_http2().await?;
         Ok::<_, HandshakeError>((gate, is_http2))
     };
+    let mut opening = pin!(opening);
+    // A connection that has asked for nothing holds up no drain.
+    let opening = poll_fn(|cx| {
+        caller.remember(cx);
+        match opening.as_mut().poll(cx) {
+            Poll::Pending if worker.draining.get() => {
+                Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()))
+            }
+            polled => polled,
+        }
+    });
     let opened = timeout(Duration::from_millis(worker.limits.header_read_ms), opening).await;
     let (gate, is_http2) = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => return tracing::debug!(%error, "a caller's connection did not begin"),
         Err(_) => return tracing::debug!("a caller's connection took too long to begin"),
     };
-    // Holding it would keep the socket open while connections drain.
-    drop(acceptor);
+    caller.is_open(worker.now.now());
     let service = service_fn(|request| call::serve(Rc::clone(worker), Rc::clone(caller), request));
     let io = TokioIo::new(gate);
     let outcome = if is_http2 {
@@ -269,6 +285,7 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
     let mut told_to_end = false;
     poll_fn(|cx| {
         caller.remember(cx);
+        caller.refuse_late_head(&worker.now, &worker.limits);
         if caller.is_over(&worker.now, &worker.limits) {
             if caller.floods() {
                 worker.shard.floods.add_one();

@@ -32,8 +32,8 @@ use crate::{
     ahead::Recovered,
     endpoint::{call_token_endpoint, connector_for, read_records, read_user, revoke_token},
     gates::{Gates, TOKEN_CALLS_MAX},
-    lending::HeldRoster,
     metrics::Metrics,
+    roster::HeldRoster,
     slot::Slot,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Inner {
     pub(crate) due: Mutex<Due>,
     pub(crate) due_changed: Notify,
     pub(crate) recovered: Recovered,
-    pub(crate) roster: Mutex<HeldRoster>,
+    pub(crate) roster: HeldRoster,
     pub(crate) gates: Gates,
     pub(crate) metrics: Metrics,
     pub(crate) runtime: Handle,
@@ -102,7 +102,7 @@ impl TokenEngine {
             due: Mutex::default(),
             due_changed: Notify::new(),
             recovered,
-            roster: Mutex::default(),
+            roster: HeldRoster::default(),
             gates: Gates::default(),
             metrics: Metrics::register(registry)?,
             runtime: Handle::current(),
@@ -266,7 +266,7 @@ impl TokenEngine {
     /// Takes everything over again, as [`Self::apply`] does: the change log does not reach back far enough, or the
     /// store may have gone back a few writes. What memory holds newer than the store is offered to it again.
     pub async fn apply_all(&self) -> Vec<(RecordKey, StoreError)> {
-        self.inner.roster_is_unknown();
+        self.inner.roster.changes();
         let ids: Vec<ConnectionId> = self.inner.slots.pin().keys().cloned().collect();
         let connections: Vec<RecordKey> =
             ids.iter().map(|id| RecordKey::new(Kind::Connection, id.as_str())).collect();
@@ -383,8 +383,12 @@ impl AccessTokens for TokenEngine {
         Box::pin(self.inner.clone().refused(id.clone(), token.clone()))
     }
 
-    fn roster(&self) -> Waiting<Option<Roster>> {
-        Box::pin(self.inner.clone().roster())
+    fn roster(&self) -> Option<Roster> {
+        self.inner.roster.known()
+    }
+
+    fn load_roster(&self) -> Waiting<Result<Roster, LendError>> {
+        Box::pin(self.inner.clone().load_roster())
     }
 }
 

@@ -1135,8 +1135,17 @@ async fn a_damaged_record_closes_itself_and_nothing_else() {
 
 // --- the roster -----------------------------------------------------------------------------------------------------
 
+async fn labelled(world: &World) -> Arc<[(ConnectionId, BTreeMap<String, String>)]> {
+    let roster = match world.engine.roster() {
+        Some(known) => known,
+        None => world.engine.load_roster().await.unwrap(),
+    };
+    let Roster::Few(connections) = roster else { panic!("they are few") };
+    connections
+}
+
 async fn roster(world: &World) -> Vec<String> {
-    world.engine.roster().await.unwrap().iter().map(|(id, _)| id.to_string()).collect()
+    labelled(world).await.iter().map(|(id, _)| id.to_string()).collect()
 }
 
 /// An answer that was read before a change is not kept after it.
@@ -1149,7 +1158,8 @@ async fn the_roster_is_of_all_connections() {
         other.store.create(&second).await.unwrap().unwrap();
         other.apply(Kind::Connection, "d").await;
     });
-    world.engine.roster().await;
+    roster(&world).await;
+    assert!(world.engine.roster().is_none());
     assert_eq!(roster(&world).await, ["c", "d"]);
     let revision = world.store.load::<Connection>("d").await.unwrap().unwrap().revision;
     world.store.delete::<Connection>("d", revision).await.unwrap();
@@ -1158,16 +1168,20 @@ async fn the_roster_is_of_all_connections() {
     assert_eq!(roster(&world).await, ["c"]);
 }
 
-/// A rule may select by labels: a connection that has others is another answer.
+/// A rule may select by labels: a connection that has others is another answer, also where memory took it over before it was
+/// told of the change.
 #[tokio::test]
 async fn the_roster_has_the_labels_of_now() {
     let world = World::fresh(NEW).await;
-    world.acquire().await.unwrap();
-    assert_eq!(world.engine.roster().await.unwrap()[0].1, BTreeMap::new());
-    let labels = BTreeMap::from([("env".to_owned(), "prod".to_owned())]);
-    world.write(|connection| connection.labels = labels.clone()).await;
+    let labels = |env: &str| BTreeMap::from([("env".to_owned(), env.to_owned())]);
+    assert_eq!(labelled(&world).await[0].1, BTreeMap::new());
+    world.write(|connection| connection.labels = labels("prod")).await;
+    world.acquire().await.unwrap(); // loads it, as it is by now
     world.apply(Kind::Connection, "c").await;
-    assert_eq!(world.engine.roster().await.unwrap()[0].1, labels);
+    assert_eq!(labelled(&world).await[0].1, labels("prod"));
+    world.write(|connection| connection.labels = labels("test")).await;
+    world.apply(Kind::Connection, "c").await;
+    assert_eq!(labelled(&world).await[0].1, labels("test"));
 }
 
 /// A call that names no connection is one that a cached token can answer: an outage of the store does not fail it, and a
@@ -1184,6 +1198,28 @@ async fn the_roster_is_known_without_the_store() {
     world.backend.down.store(true, SeqCst);
     assert!(!world.engine.apply_all().await.is_empty());
     assert_eq!(roster(&world).await, ["c"], "as it was last");
+}
+
+/// An outage is told as one, not as a fault of the call.
+#[tokio::test]
+async fn a_roster_that_was_never_read_is_unavailable() {
+    let world = World::fresh(NEW).await;
+    world.backend.down.store(true, SeqCst);
+    assert!(is_unavailable(&world.engine.load_roster().await.unwrap_err()));
+    world.backend.down.store(false, SeqCst);
+    assert_eq!(roster(&world).await, ["c"]);
+}
+
+/// However many ask at once, the store is asked once.
+#[tokio::test]
+async fn the_roster_is_read_by_one_at_a_time() {
+    let world = World::fresh(NEW).await;
+    world.backend.on(After::List(Kind::Connection), 1, async || panic!("asked again"));
+    let asking = (0..50).map(|_| world.engine.load_roster());
+    let asking: Vec<_> = asking.map(tokio::spawn).collect();
+    for asked in asking {
+        assert!(matches!(asked.await.unwrap().unwrap(), Roster::Few(connections) if connections.len() == 1));
+    }
 }
 
 #[path = "company_tests.rs"]

@@ -135,9 +135,17 @@ pub trait AccessTokens: fmt::Debug + Send + Sync + 'static {
     /// its generation gets.
     fn refused(&self, id: &ConnectionId, token: &LentToken) -> Waiting<AfterRefusal>;
 
-    /// All connections, where they are few (at most 100): lets a key whose rules select one of them leave it out.
-    fn roster(&self) -> Waiting<Option<Roster>>;
+    /// All connections as memory has them: no wait, no lock, no store command. `None`: ask [`Self::load_roster`].
+    fn roster(&self) -> Option<Roster>;
+
+    /// Reads which connections there are. `Err(Unavailable)` if the store is down and never said it.
+    fn load_roster(&self) -> Waiting<Result<Roster, LendError>>;
 }
 
-/// Connections with their labels.
-pub type Roster = Arc<[(ConnectionId, BTreeMap<String, String>)]>;
+/// All connections with their labels: lets a key whose rules select one of them leave it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roster {
+    Few(Arc<[(ConnectionId, BTreeMap<String, String>)]>),
+    /// More than 100.
+    TooMany,
+}

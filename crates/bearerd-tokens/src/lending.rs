@@ -2,26 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bearerd_model::{Connection, ConnectionId};
+use bearerd_model::ConnectionId;
 use bearerd_refresh::{Cause, NotBegun};
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    AfterRefusal, LendError, LentToken, Roster,
-    engine::{Inner, lock, unavailable},
+    AfterRefusal, LendError, LentToken,
+    engine::{Inner, unavailable},
     slot::{Lendable, Slot},
 };
-
-/// What [`AccessTokens::roster`](crate::AccessTokens::roster) answers, until a connection comes, goes or is labelled anew.
-#[derive(Debug, Default)]
-pub(crate) struct HeldRoster {
-    /// What the store last said; also where it may no longer be so, for when it does not answer.
-    answer: Option<Roster>,
-    is_known: bool,
-    /// Grows with every change, so that an answer that was read before one is not taken for one after it.
-    changes: u64,
-}
 
 impl Inner {
     pub(crate) async fn acquire(self: Arc<Self>, id: ConnectionId) -> Result<LentToken, LendError> {
@@ -122,35 +112,4 @@ impl Inner {
             }
         }
     }
-
-    pub(crate) fn roster_is_unknown(&self) {
-        let mut held = lock(&self.roster);
-        held.is_known = false;
-        held.changes += 1;
-    }
-
-    pub(crate) async fn roster(self: Arc<Self>) -> Option<Roster> {
-        let changes = {
-            let held = lock(&self.roster);
-            if held.is_known {
-                return held.answer.clone();
-            }
-            held.changes
-        };
-        let Ok(page) = self.store.list::<Connection>(None, ROSTER_MAX + 1).await else {
-            return lock(&self.roster).answer.clone(); // an outage of the store fails no call (product contract §7)
-        };
-        let are_few = page.damaged.is_empty() && page.records.len() <= ROSTER_MAX;
-        let labelled = page.records.into_iter().map(|stored| (stored.record.id, stored.record.labels));
-        let found = are_few.then(|| labelled.collect());
-        let mut held = lock(&self.roster);
-        if held.changes == changes {
-            held.is_known = true;
-            held.answer.clone_from(&found);
-        }
-        found
-    }
 }
-
-/// With more connections than this, only one that is named by its id can be left out of a call.
-const ROSTER_MAX: usize = 100;

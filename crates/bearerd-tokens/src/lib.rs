@@ -7,6 +7,7 @@
 //! - [`lend`](AccessTokens): what the proxy door may ask, answered from memory where it can be
 //! - `lending`, `loading`, `ahead`: the engine's sides: callers, the store, and time
 //! - `shell`: does what a connection's state machine asks for
+//! - `roster`: which connections there are, for calls that name none
 //! - `gates`: how many token calls go out, and whether any does
 //! - `endpoint`: the token call, the user call and looks at an instance's tables, and what can go wrong with them
 
@@ -19,6 +20,7 @@ mod lending;
 mod loading;
 mod metrics;
 mod place;
+mod roster;
 mod settings;
 mod shell;
 mod slot;

@@ -74,13 +74,14 @@ impl Inner {
     pub(crate) async fn reload_connection(self: &Arc<Self>, id: &str) -> Result<(), StoreError> {
         let Ok(id) = ConnectionId::parse(id) else { return Ok(()) };
         let Some(slot) = self.held(&id) else {
-            self.roster_is_unknown(); // it may be a new one
+            self.roster.changes(); // it may be a new one
             return Ok(());
         };
-        let before = slot.view();
         let looked = self.look(&slot).await;
-        if slot.read(|state| state.refresher.has_ended()) || slot.view().labels != before.labels {
-            self.roster_is_unknown();
+        if slot.read(|state| state.refresher.has_ended()) {
+            self.roster.changes();
+        } else {
+            self.keep_roster_true(&id, &slot.view().labels);
         }
         looked
     }

@@ -187,8 +187,10 @@ impl Default for ProcessSettings {
 const FILE_DEFAULTS: [&str; 2] = ["bearerd.toml", "/etc/bearerd/bearerd.toml"];
 const ENVIRONMENT_PREFIX: &str = "BEARERD";
 /// Settings that are lists: in the environment, parted by commas.
-const LISTS: [&str; 9] = [
+const LISTS: [&str; 11] = [
     "proxy.hosts",
+    "proxy.pass_request_headers",
+    "proxy.pass_answer_headers",
     "proxy.trusted_proxies",
     "connect.trusted_proxies",
     "admin.trusted_proxies",

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::{answer_head, upstream_head::ConnectionListed};
+use crate::{passing::Passing, upstream_head::ConnectionListed};
 
 /// Status and headers, as far as they may pass.
 #[derive(Debug)]
@@ -55,9 +55,10 @@ pub(crate) fn parse(
     buffer: &mut BytesMut,
     to_head: bool,
     interim: &mut u8,
+    passing: &Passing,
 ) -> Result<Option<Parsed>, HeadFault> {
     loop {
-        let Some(parsed) = parse_one(buffer, to_head)? else { return Ok(None) };
+        let Some(parsed) = parse_one(buffer, to_head, passing)? else { return Ok(None) };
         match parsed.head.status {
             StatusCode::SWITCHING_PROTOCOLS => return Err(HeadFault::Switched),
             status if status.is_informational() => {
@@ -71,7 +72,7 @@ pub(crate) fn parse(
     }
 }
 
-fn parse_one(buffer: &mut BytesMut, to_head: bool) -> Result<Option<Parsed>, HeadFault> {
+fn parse_one(buffer: &mut BytesMut, to_head: bool, passing: &Passing) -> Result<Option<Parsed>, HeadFault> {
     let mut room = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut []);
     let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -90,6 +91,7 @@ fn parse_one(buffer: &mut BytesMut, to_head: bool) -> Result<Option<Parsed>, Hea
     }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(HeadFault::Malformed)?;
+    check_status(status)?;
     let is_http11 = response.version == Some(1);
     // Where each name and value is, so that the bytes can be split off and shared.
     let base = buffer.as_ptr() as usize;
@@ -97,7 +99,7 @@ fn parse_one(buffer: &mut BytesMut, to_head: bool) -> Result<Option<Parsed>, Hea
     let at_each = |header: &httparse::Header<'_>| (at(header.name.as_bytes()), at(header.value));
     let places: Vec<(Span, Span)> = response.headers.iter().map(at_each).collect();
     let bytes = buffer.split_to(len).freeze();
-    headers_of(&bytes, &places, status, to_head, is_http11).map(Some)
+    headers_of(&bytes, &places, (status, is_http11), to_head, passing).map(Some)
 }
 
 type Span = (usize, usize);
@@ -105,9 +107,9 @@ type Span = (usize, usize);
 fn headers_of(
     bytes: &Bytes,
     places: &[(Span, Span)],
-    status: StatusCode,
+    (status, is_http11): (StatusCode, bool),
     to_head: bool,
-    is_http11: bool,
+    passing: &Passing,
 ) -> Result<Parsed, HeadFault> {
     let mut headers = HeaderMap::with_capacity(places.len() + 1);
     let mut connection = HeaderMap::new();
@@ -133,7 +135,7 @@ fn headers_of(
             }
             _ => {}
         }
-        if answer_head::passes(name.as_str()) {
+        if passing.answer(&name) {
             headers.append(name, value);
         }
     }
@@ -155,6 +157,11 @@ fn headers_of(
     let ghost = status == StatusCode::NO_CONTENT && (chunked || length.is_some_and(|length| length > 0));
     let keeps_alive = is_http11 && !closes && !ghost && framing != Framing::UntilClose;
     Ok(Parsed { head: AnswerHead { status, headers }, framing, keeps_alive })
+}
+
+/// There are five classes of status codes (RFC 9110 §15); what another one means nobody can know.
+pub(super) fn check_status(status: StatusCode) -> Result<(), HeadFault> {
+    if status.as_u16() < 600 { Ok(()) } else { Err(HeadFault::Malformed) }
 }
 
 /// Takes out what `Connection` lists; `true` if it says `close`.
@@ -198,7 +205,8 @@ mod tests {
 
     fn read(text: &str, to_head: bool) -> Result<Option<(Parsed, String)>, HeadFault> {
         let mut buffer = BytesMut::from(text);
-        let parsed = parse(&mut buffer, to_head, &mut 0)?;
+        let passing = Passing { answers: vec![HeaderName::from_static("x-stays")], ..Passing::default() };
+        let parsed = parse(&mut buffer, to_head, &mut 0, &passing)?;
         Ok(parsed.map(|parsed| (parsed, String::from_utf8(buffer.to_vec()).unwrap())))
     }
 
@@ -257,6 +265,9 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nX: a\r\n b", HeadFault::Malformed),
             ("HTTP/1.1 200 OK\r\nX : a", HeadFault::Malformed),
             ("HTTP/2 200 OK", HeadFault::Malformed),
+            ("HTTP/1.1 600 x", HeadFault::Malformed),
+            ("HTTP/1.1 999 x", HeadFault::Malformed),
+            ("HTTP/1.1 099 x", HeadFault::Malformed),
             ("nonsense", HeadFault::Malformed),
         ] {
             let found = read(&format!("{head}\r\n\r\n"), false);

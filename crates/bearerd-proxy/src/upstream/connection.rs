@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    fmt,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, Waker, ready},
@@ -15,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     body::UpstreamBody,
+    passing::Passing,
     upstream::{
         answer::{self, Framing, HeadFault, Parsed},
         chunked::{ChunkFault, Chunked},
@@ -89,7 +91,6 @@ pub(crate) struct Exchange {
 }
 
 /// What is still to be sent.
-#[derive(Debug)]
 struct Sending {
     /// The head, or what stands before a chunk.
     frame: BytesMut,
@@ -145,7 +146,11 @@ impl Exchange {
     }
 
     /// Sends, and waits for the head of the answer. An answer may come before all was sent.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Parsed, ExchangeFault>> {
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        passing: &Passing,
+    ) -> Poll<Result<Parsed, ExchangeFault>> {
         let sent = self.sending.poll_send(&mut self.connection.stream, cx);
         let failure = match sent {
             Poll::Ready(Err(fault @ (ExchangeFault::NotSent | ExchangeFault::Body))) => {
@@ -159,7 +164,8 @@ impl Exchange {
             match self.connection.poll_fill(cx, HEAD_READ_BYTES) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(failure.unwrap_or(ExchangeFault::CutOff))),
                 Poll::Ready(Ok(_)) => {
-                    let parsed = answer::parse(&mut self.connection.read, self.to_head, &mut self.interim)?;
+                    let parsed =
+                        answer::parse(&mut self.connection.read, self.to_head, &mut self.interim, passing)?;
                     if let Some(parsed) = parsed {
                         return Poll::Ready(Ok(parsed));
                     }
@@ -192,6 +198,13 @@ impl Exchange {
             stream.exchange.flush_now();
         }
         stream
+    }
+}
+
+/// Without the bytes: the head holds the access token.
+impl fmt::Debug for Sending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sending").field("state", &self.state).finish_non_exhaustive()
     }
 }
 

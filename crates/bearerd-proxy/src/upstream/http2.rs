@@ -26,9 +26,12 @@ use tokio::{
 };
 
 use crate::{
-    answer_head,
     body::UpstreamBody,
-    upstream::answer::{AnswerHead, HeadFault},
+    passing::Passing,
+    upstream::{
+        answer::{self, AnswerHead, HeadFault},
+        connection::ExchangeFault,
+    },
 };
 
 type Driven = http2::Connection<TokioIo<Stream>, UpstreamBody, LocalExecutor>;
@@ -190,13 +193,13 @@ impl Http2Stream {
         self.incoming.size_hint().exact()
     }
 
-    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, hyper::Error>>> {
+    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ExchangeFault>>> {
         loop {
             let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => return Poll::Pending,
             };
-            self.held.ended = frame.is_none() || self.incoming.is_end_stream();
+            self.held.ended = self.incoming.is_end_stream();
             match frame {
                 // Trailers are dropped.
                 Some(Ok(frame)) => {
@@ -209,8 +212,13 @@ impl Http2Stream {
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(ExchangeFault::Http2(error)))),
+                None if self.is_ended() => {
+                    self.held.ended = true;
+                    return Poll::Ready(None);
+                }
+                // A reset that says "no error" ends a body like its last frame (RFC 9113 §8.1), wherever it comes.
+                None => return Poll::Ready(Some(Err(ExchangeFault::CutOff))),
             }
         }
     }
@@ -220,13 +228,15 @@ impl Http2Stream {
 pub(crate) fn taken_apart(
     answer: Response<Incoming>,
     mut held: Held,
+    passing: &Passing,
 ) -> Result<(AnswerHead, Http2Stream), HeadFault> {
     let (parts, incoming) = answer.into_parts();
+    answer::check_status(parts.status)?;
     if parts.headers.get_all(http::header::CONTENT_LENGTH).iter().count() > 1 {
         return Err(HeadFault::TwoLengths);
     }
     let mut headers = parts.headers;
-    let gone: Vec<_> = headers.keys().filter(|name| !answer_head::passes(name.as_str())).cloned().collect();
+    let gone: Vec<_> = headers.keys().filter(|name| !passing.answer(name)).cloned().collect();
     for name in gone {
         headers.remove(name);
     }

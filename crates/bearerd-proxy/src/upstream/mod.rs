@@ -53,9 +53,7 @@ impl AnswerStream {
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ExchangeFault>>> {
         match self {
             Self::Http1(stream) => stream.poll_chunk(cx),
-            Self::Http2(stream) => {
-                stream.poll_chunk(cx).map(|chunk| chunk.map(|chunk| chunk.map_err(ExchangeFault::Http2)))
-            }
+            Self::Http2(stream) => stream.poll_chunk(cx),
         }
     }
 

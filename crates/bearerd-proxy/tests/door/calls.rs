@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bearerd_model::{ConnectionSelector, UnixTime};
 use bearerd_proxy::ProxySettings;
+use bearerd_tokens::Roster;
 
 use crate::support::{Door, Instance, Message, id, ids, ok, respond, rule, snapshot};
 
@@ -11,14 +12,16 @@ use crate::support::{Door, Instance, Message, id, ids, ok, respond, rule, snapsh
 #[tokio::test]
 async fn a_call_is_rebuilt_on_its_way_and_its_answer_scrubbed() {
     let mut instance = Instance::listen().await;
-    let door = Door::open(&instance);
+    let settings =
+        ProxySettings { pass_request_headers: vec!["X-Custom".into()], ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
     let origin = instance.origin.clone();
     let mut caller = door.call().await;
     let more = format!(
         "authorization: Bearer {key}\r\ncookie: JSESSIONID=1\r\nx-usertoken: t\r\nx-forwarded-for: 1.2.3.4\r\n\
          x-http-method-override: DELETE\r\nconnection: x-hop, authorization\r\nx-hop: 1\r\nte: trailers\r\n\
          sec-fetch-site: same-origin\r\norigin: https://b.example\r\nx-request-id: mine\r\naccept: application/json\r\n\
-         x-custom: kept\r\nuser-agent: test\r\n",
+         x-custom: kept\r\nx-other: dropped\r\nuser-agent: test\r\n",
         key = door.key.expose(),
     );
     let target = "/api/now/v2/table/incident?sysparm_query=a%5Eb^c%2C,d+e%20f&&x=%zz&x=1";
@@ -112,9 +115,12 @@ async fn the_connection_is_the_named_or_the_default_or_the_only_one() {
     publish(ids(&["it", "hr"]));
     assert_eq!(called("", "").await, "request_malformed");
     let labels = |name: &str| BTreeMap::from([("name".to_owned(), name.to_owned())]);
-    let roster = |names: &[&str]| Some(names.iter().map(|name| (id(name), labels(name))).collect());
+    let roster =
+        |names: &[&str]| Some(Roster::Few(names.iter().map(|name| (id(name), labels(name))).collect()));
     publish(ConnectionSelector::All);
-    assert_eq!(called("", "").await, "request_malformed"); // too many to say
+    assert_eq!(called("", "").await, "token_unavailable"); // nobody knows which there are
+    door.tokens.set_roster(Some(Roster::TooMany));
+    assert_eq!(called("", "").await, "request_malformed");
     door.tokens.set_roster(roster(&["it"]));
     assert_eq!(called("", "").await, "it");
     door.tokens.set_roster(roster(&["hr", "it"]));

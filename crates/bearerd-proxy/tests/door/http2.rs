@@ -1,7 +1,5 @@
 //! HTTP/2 from callers, with prior knowledge; and to an instance, where its integration asks for that.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -125,22 +123,92 @@ async fn a_reset_stream_cancels_its_call() {
     door.until("bearerd_proxy_requests_in_flight", 0).await;
 }
 
-/// P-19: a caller that opens no window for its answer is cut, and gives back what it holds.
+/// P-28, I-11: a reset that says "no error" is how a stream may end that was answered early (RFC 9113 §8.1). It is no end of
+/// a body: what came of it is not executed as if it were all.
 #[tokio::test]
-async fn a_caller_that_takes_nothing_is_cut() {
+async fn a_body_that_is_reset_is_not_taken_for_whole() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    for (number, reason) in [0_u8, 8, 2].into_iter().enumerate() {
+        let mut stream = TcpStream::connect(door.address).await.unwrap();
+        let mut block = Vec::new();
+        for (name, value) in [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "b.example"),
+            (":path", "/api/now/table/incident"),
+            ("x-api-key", door.key.expose()),
+        ] {
+            // RFC 7541 §6.2.2: a literal with a new name, both shorter than 127 bytes.
+            block.push(0);
+            for text in [name, value] {
+                block.push(u8::try_from(text.len()).ok().filter(|len| *len < 127).unwrap());
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+            let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            [&[len[1], len[2], len[3], kind, flags, 0, 0, 0, stream], payload].concat()
+        };
+        let begin =
+            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &block)];
+        stream.write_all(&begin.concat()).await.unwrap();
+        stream.write_all(&frame(0, 0, 1, b"half of it")).await.unwrap();
+        let mut peer = instance.accept().await;
+        let head = peer.head().await.unwrap();
+        assert_eq!(head.header("transfer-encoding"), Some("chunked"));
+        assert_eq!(peer.chunk().await.unwrap(), b"half of it");
+        stream.write_all(&frame(3, 0, 1, &[0, 0, 0, reason])).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&peer.closed().await), "", "reset with {reason}");
+        door.until("bearerd_proxy_requests_in_flight", 0).await;
+        let left = "bearerd_proxy_requests_total{method=\"POST\",origin=\"bearerd\",status_class=\"none\"}";
+        door.until(left, u64::try_from(number).unwrap() + 1).await;
+    }
+}
+
+/// RFC 9110 §9.3.2: an answer to a HEAD has no body. A client that is sent one takes it for a broken stream.
+#[tokio::test]
+async fn a_refused_head_has_no_body() {
     let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut sender = speak(&door).await;
+    for (path, status) in [("/api/now/table/secret", 403), ("/login.do", 400)] {
+        let answer = soon(sender.send_request(request(&door, "HEAD", path, ""))).await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert!(answer.headers().contains_key("bearerd-error"));
+        let stated: usize = answer.headers()["content-length"].to_str().unwrap().parse().unwrap();
+        assert!(stated > 50, "{stated}");
+        assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+}
+
+/// P-19, P-22: a caller that takes nothing of one answer loses that one.
+#[tokio::test]
+async fn an_answer_that_nobody_takes_ends_alone() {
+    let mut instance = Instance::listen().await;
     let settings =
         bearerd_proxy::ProxySettings { body_idle_timeout_s: 1, ..bearerd_proxy::ProxySettings::default() };
     let door = Door::open_with(&instance, settings);
-    let body = "x".repeat(16_000_000); // several times the client's windows
-    instance.serve(move |_| ok(&body, ""));
     let mut sender = speak(&door).await;
-    let answer =
-        soon(sender.send_request(request(&door, "GET", "/api/now/table/incident", ""))).await.unwrap();
-    // The body is held and not read: the window stays as it is.
-    door.until("bearerd_proxy_requests_in_flight", 0).await;
-    drop(answer);
-    tokio::time::timeout(Duration::from_secs(15), door.until("bearerd_proxy_caller_connections", 0))
-        .await
-        .unwrap();
+    let mut other = sender.clone();
+    let slow = tokio::spawn(other.send_request(request(&door, "GET", "/api/now/table/incident?slow", "")));
+    let mut slow_peer = instance.accept().await;
+    slow_peer.request().await;
+    let unread = soon(sender.send_request(request(&door, "GET", "/api/now/table/incident?large", "")));
+    let large = async {
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        let body = "x".repeat(16_000_000); // several times the client's windows
+        let answer = ok(&body, "");
+        // It is cut off inside.
+        peer.try_send(&answer).await;
+        peer
+    };
+    let (unread, _peer) = tokio::join!(unread, large);
+    let unread = unread.unwrap();
+    door.until("bearerd_proxy_requests_in_flight", 1).await;
+    slow_peer.send(ok("{}", "")).await;
+    assert_eq!(soon(slow).await.unwrap().unwrap().status(), StatusCode::OK);
+    assert!(unread.into_body().collect().await.is_err());
+    assert_eq!(door.metric("bearerd_proxy_caller_connections"), 1);
 }

@@ -70,11 +70,24 @@ async fn every_call_is_recorded_once() {
     peer.request().await;
     drop(leaves);
     peer.closed().await;
+    // One inside its body, and one that nobody leaves until the door is shut on it.
+    let mut leaves = door.call().await;
+    let more = "x-request-id: five\r\ncontent-length: 10\r\n";
+    leaves.send(door.head("POST /api/now/table/incident", more) + "abc").await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    leaves.send_and_end("").await;
+    assert_eq!(leaves.closed().await, b"");
+    peer.closed().await;
     door.until("bearerd_proxy_requests_in_flight", 0).await;
+    let mut stays = door.call().await;
+    stays.send(door.head("GET /api/now/table/incident", "x-request-id: six\r\n")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
     let counted: u64 = ["2xx", "4xx", "none"]
         .into_iter()
         .flat_map(|class| ["bearerd", "instance"].map(|origin| (class, origin)))
-        .flat_map(|(class, origin)| ["GET", "DELETE"].map(|method| (class, origin, method)))
+        .flat_map(|(class, origin)| ["GET", "DELETE", "POST"].map(|method| (class, origin, method)))
         .map(|(class, origin, method)| {
             door.metric(&format!(
                 "bearerd_proxy_requests_total{{method=\"{method}\",origin=\"{origin}\",status_class=\"{class}\"}}"
@@ -85,7 +98,7 @@ async fn every_call_is_recorded_once() {
     log.shutdown(std::time::Duration::from_secs(5)).await;
     let text = std::fs::read_to_string(&path).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((records.len(), counted), (4, 4), "{text}");
+    assert_eq!((records.len(), counted), (6, 5), "{text}");
     let of = |id: &str| records.iter().find(|record| record["request_id"] == id).unwrap();
     let one = of("one");
     for (name, expected) in [
@@ -109,5 +122,14 @@ async fn every_call_is_recorded_once() {
     assert_eq!((&of("two")["status"], &of("two")["error"]), (&403.into(), &"policy_denied".into()));
     assert_eq!(of("three")["error"], "path_refused");
     assert_eq!((&of("four")["status"], &of("four")["caller_left"]), (&0.into(), &true.into()));
+    let five = of("five");
+    assert_eq!(
+        (&five["status"], &five["caller_left"], &five["bytes_out"]),
+        (&0.into(), &true.into(), &0.into())
+    );
+    assert!(five.get("error").is_none() && five["bytes_in"] == 3, "{five}");
+    let six = of("six");
+    assert_eq!((&six["status"], &six["error"]), (&0.into(), &"draining".into()));
+    assert!(six.get("caller_left").is_none(), "{six}");
     assert!(!text.contains(&door.key.expose()[20..]) && !text.contains("token-of-hr"), "S-09: {text}");
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bearerd_model::{ConnectionSelector, Generation};
 use bearerd_proxy::ProxySettings;
-use bearerd_tokens::AfterRefusal;
+use bearerd_tokens::{AfterRefusal, Roster};
 
 use crate::support::{Door, Instance, id, ok, respond, rule, snapshot, soon, token, upstream};
 
@@ -48,7 +48,7 @@ async fn what_is_replayed_is_judged_again() {
         let mut instance = Instance::listen().await;
         let door = Door::open(&instance);
         let label = |name: &str| BTreeMap::from([("name".to_owned(), name.to_owned())]);
-        door.tokens.set_roster(Some([(id("hr"), label("hr"))].into_iter().collect()));
+        door.tokens.set_roster(Some(Roster::Few([(id("hr"), label("hr"))].into_iter().collect())));
         let publish = |methods: &[&str]| {
             let rule = rule(ConnectionSelector::Labels(label("hr")), &["incident"], methods);
             door.shared.publish(snapshot(&door.key, vec![rule], None), door.shared.confirmed_at());

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::{Door, Instance, ok, respond, soon};
+use bearerd_model::{FamilyName, TableSet};
 use bearerd_proxy::{FamilySettings, ProxySettings};
+use bearerd_tokens::Standing;
+
+use crate::support::{Door, Instance, ids, ok, respond, rule, soon};
 
 /// The instance sends its second chunk only when the caller has the first.
 #[tokio::test]
@@ -292,6 +295,9 @@ async fn whoever_stands_still_is_not_waited_for() {
     slow.send("GET /api/now/table/incident HTTP/1.1\r\nhost: b\r\n").await;
     done.send("GET /x HTTP/1.1\r\nhost: b\r\n\r\n").await;
     assert_eq!(done.answer(false).await.code(), "path_refused");
+    let answer = slow.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (408, "request_too_slow"));
+    assert_eq!(answer.header("connection"), Some("close"));
     for caller in [&mut silent, &mut slow, &mut done] {
         assert_eq!(caller.closed().await, b"");
     }
@@ -328,4 +334,160 @@ async fn whoever_stands_still_is_not_waited_for() {
     peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc").await;
     assert!(caller.try_answer(false).await.is_none());
     peer.closed().await;
+}
+
+/// An HTTP/1.0 caller knows the end of such an answer by the end of its connection: broken off, it is told by a reset.
+#[tokio::test]
+async fn a_cut_answer_does_not_look_whole_to_http10() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    for is_cut in [true, false] {
+        let mut caller = door.call().await;
+        let key = door.key.expose();
+        let head = format!("GET /api/now/table/incident HTTP/1.0\r\nhost: b\r\nx-api-key: {key}\r\n\r\n");
+        caller.send(head).await;
+        let mut peer = instance.accept().await;
+        peer.request().await;
+        peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+        let answer = caller.head().await.unwrap();
+        assert_eq!((answer.status, answer.header("content-length")), (200, None));
+        peer.send_and_close(if is_cut { "" } else { "0\r\n\r\n" }).await;
+        assert_eq!(caller.is_reset().await, is_cut);
+    }
+}
+
+/// The limit on the instance's first byte counts from the request's last one; what a caller takes to send it is its own.
+#[tokio::test]
+async fn a_caller_that_pauses_is_not_the_instances_fault() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings {
+        body_idle_timeout_s: 30,
+        table: FamilySettings { first_byte_timeout_s: 1, ..FamilySettings::TABLE },
+        ..ProxySettings::default()
+    };
+    let door = Door::open_with(&instance, settings);
+    let mut caller = door.call().await;
+    caller.send(door.head("POST /api/now/table/incident", "content-length: 6\r\n") + "abc").await;
+    let mut peer = instance.accept().await;
+    let head = peer.head().await.unwrap();
+    assert_eq!(peer.bytes(3).await.unwrap(), b"abc");
+    assert_eq!(head.header("content-length"), Some("6"));
+    // Longer than the limit, by as much as it may be late: the pause is what is tested.
+    tokio::time::sleep(Duration::from_millis(2_000)).await;
+    caller.send("def").await;
+    assert_eq!(peer.bytes(3).await.unwrap(), b"def");
+    peer.send(ok("{}", "")).await;
+    assert_eq!(caller.answer(false).await.status, 200);
+}
+
+/// A call's whole time counts wherever it waits, and its end is answered.
+#[tokio::test]
+async fn a_call_ends_in_time_wherever_it_waits() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings {
+        instance_calls_max: 1,
+        instance_queue_wait_s: 60,
+        table: FamilySettings { total_timeout_s: 2, ..FamilySettings::TABLE },
+        attachment: FamilySettings { total_timeout_s: 60, ..FamilySettings::ATTACHMENT },
+        ..ProxySettings::default()
+    };
+    let door = Door::open_with(&instance, settings);
+    // For a token.
+    door.tokens.set_standing("it", Standing::NeedsToken);
+    door.tokens.never_acquires();
+    let waits_for_token = door.once("GET /api/now/table/problem", "connection-id: it\r\n").await;
+    assert_eq!((waits_for_token.status, waits_for_token.code()), (503, "token_unavailable"));
+    // For a place.
+    door.change_policy(|policy| {
+        let mut opening = rule(ids(&["hr"]), &[], &["GET"]);
+        opening.tables = TableSet::All;
+        opening.families = [FamilyName::parse("attachment").unwrap()].into();
+        policy.rules.push(opening);
+    });
+    let mut holder = door.call().await;
+    holder.send(door.head("GET /api/now/attachment", "connection-id: hr\r\n")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    let waits_for_place = door.once("GET /api/now/table/incident", "connection-id: hr\r\n").await;
+    assert_eq!((waits_for_place.status, waits_for_place.code()), (503, "overloaded"));
+}
+
+/// An answer that was handed on whole is still sent: a slow reader is not idle.
+#[tokio::test]
+async fn a_slow_reader_of_a_whole_answer_gets_all_of_it() {
+    let instance = Instance::listen().await;
+    let settings = ProxySettings { keep_alive_s: 1, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let body = "x".repeat(4_000_000);
+    instance.serve(move |_| ok(&body, ""));
+    let mut caller = door.call_with_buffer(4_096).await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let answer = caller.head().await.unwrap();
+    let length: usize = answer.header("content-length").unwrap().parse().unwrap();
+    let mut got = 0;
+    while got < length {
+        let piece = (length - got).min(400_000);
+        caller.bytes(piece).await.expect("it is sent to its end");
+        got += piece;
+        tokio::time::sleep(Duration::from_millis(300)).await; // its pace
+    }
+}
+
+/// Whoever holds a connection open without a word holds up no drain.
+#[tokio::test]
+async fn silence_holds_up_no_drain() {
+    let instance = Instance::listen().await;
+    let mut door = Door::open(&instance);
+    let mut silent = door.call().await;
+    door.until("bearerd_proxy_caller_connections", 1).await;
+    let running = door.running.take().unwrap();
+    let begun = std::time::Instant::now();
+    soon(running.shutdown(Duration::from_mins(1))).await;
+    assert!(begun.elapsed() < Duration::from_secs(8), "the limit on heads is ten");
+    assert_eq!(silent.closed().await, b"");
+}
+
+/// A refused body that has come is read: the connection serves the next call.
+#[tokio::test]
+async fn a_refusal_keeps_the_connection_where_the_body_has_come() {
+    let instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let mut caller = door.call().await;
+    for _ in 0..3 {
+        let body = "x".repeat(1_000);
+        let head = door.head("POST /api/now/table/secret", "content-length: 1000\r\n");
+        caller.send(head + &body).await;
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.code(), answer.header("connection")), ("policy_denied", None));
+    }
+    // One that has not come is not waited for; nor is one asked for that is held back.
+    for more in ["content-length: 1000\r\n", "content-length: 1000\r\nexpect: 100-continue\r\n"] {
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/secret", more)).await;
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.code(), answer.header("connection")), ("policy_denied", Some("close")));
+        assert_eq!(caller.closed().await, b"");
+    }
+}
+
+/// P-19: who takes nothing of an answer loses it to who waits for its place, in time; and keeps it while nobody waits.
+#[tokio::test]
+async fn a_place_that_is_waited_for_is_not_held_by_who_takes_nothing() {
+    let instance = Instance::listen().await;
+    let settings =
+        ProxySettings { instance_calls_max: 2, instance_queue_wait_s: 4, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let large = "x".repeat(16_000_000);
+    instance.serve(
+        move |request| if request.first_line.contains("large") { ok(&large, "") } else { ok("{}", "") },
+    );
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut caller = door.call_with_buffer(4_096).await;
+        caller.send(door.head("GET /api/now/table/incident?large", "")).await;
+        assert_eq!(caller.head().await.unwrap().status, 200);
+        idle.push(caller);
+    }
+    let answer = door.once("GET /api/now/table/incident", "").await;
+    assert_eq!((answer.status, answer.text()), (200, "{}"));
 }

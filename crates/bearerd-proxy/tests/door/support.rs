@@ -61,7 +61,9 @@ struct State {
     after_refusal: Option<AfterRefusal>,
     refresh_ends: Option<oneshot::Receiver<()>>,
     acquire: Option<Result<LentToken, LendError>>,
+    never_acquires: bool,
     roster: Option<Roster>,
+    roster_in_store: Option<Roster>,
     loads: usize,
 }
 
@@ -94,12 +96,20 @@ impl FakeTokens {
         self.lock().views[&id(name)].last_use.at()
     }
 
+    /// Whoever waits for a token waits for ever.
+    pub(crate) fn never_acquires(&self) {
+        self.lock().never_acquires = true;
+    }
+
     pub(crate) fn will_acquire(&self, outcome: Result<LentToken, LendError>) {
         self.lock().acquire = Some(outcome);
     }
 
+    /// In the store, not in memory; `None`: the store does not answer.
     pub(crate) fn set_roster(&self, roster: Option<Roster>) {
-        self.lock().roster = roster;
+        let mut state = self.lock();
+        state.roster_in_store = roster;
+        state.roster = None;
     }
 
     /// Another token of a connection, for where its calls go.
@@ -134,7 +144,11 @@ impl AccessTokens for FakeTokens {
     }
 
     fn acquire(&self, _id: &ConnectionId) -> Waiting<Result<LentToken, LendError>> {
-        let outcome = self.lock().acquire.clone().expect("the test says what acquire gives");
+        let state = self.lock();
+        if state.never_acquires {
+            return Box::pin(std::future::pending());
+        }
+        let outcome = state.acquire.clone().expect("the test says what acquire gives");
         Box::pin(async { outcome })
     }
 
@@ -151,9 +165,20 @@ impl AccessTokens for FakeTokens {
         })
     }
 
-    fn roster(&self) -> Waiting<Option<Roster>> {
-        let roster = self.lock().roster.clone();
-        Box::pin(async { roster })
+    fn roster(&self) -> Option<Roster> {
+        self.lock().roster.clone()
+    }
+
+    fn load_roster(&self) -> Waiting<Result<Roster, LendError>> {
+        let mut state = self.lock();
+        let loaded = state.roster_in_store.clone();
+        state.roster.clone_from(&loaded);
+        Box::pin(async {
+            loaded.ok_or(LendError::Unavailable {
+                retry_after: Duration::from_secs(1),
+                reason: "the store cannot be read",
+            })
+        })
     }
 }
 
@@ -300,6 +325,14 @@ impl Door {
         Caller::connect(self.address).await
     }
 
+    /// As [`Self::call`], with so small a buffer at the caller.
+    pub(crate) async fn call_with_buffer(&self, bytes: u32) -> Caller {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        let stream = soon(socket.connect(self.address)).await.unwrap();
+        Caller(Peer { stream, read: Vec::new() })
+    }
+
     /// `METHOD PATH` with host, key and the given further header lines, each ending in CR LF.
     pub(crate) fn head(&self, request_line: &str, more: &str) -> String {
         format!(
@@ -378,7 +411,9 @@ impl Instance {
                 let respond = Arc::clone(&respond);
                 tokio::spawn(async move {
                     while let Some(request) = peer.try_request().await {
-                        peer.send(respond(&request)).await;
+                        if !peer.try_send(respond(&request)).await {
+                            break;
+                        }
                     }
                 });
             }
@@ -434,6 +469,22 @@ impl Peer {
     /// More bytes; `false` at the end, or when the connection was cut.
     async fn fill(&mut self) -> bool {
         matches!(soon(self.stream.read_buf(&mut self.read)).await, Ok(1..))
+    }
+
+    /// As [`Self::send`], where the far side may close before.
+    pub(crate) async fn try_send(&mut self, text: impl AsRef<[u8]>) -> bool {
+        soon(self.stream.write_all(text.as_ref())).await.is_ok()
+    }
+
+    /// Whether the far side ends with a reset.
+    pub(crate) async fn is_reset(&mut self) -> bool {
+        loop {
+            match soon(self.stream.read_buf(&mut self.read)).await {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
     }
 
     /// Sends and closes in one segment, so that whoever reads the bytes sees the end with them.
@@ -584,7 +635,15 @@ impl Caller {
 
     /// As [`Self::send`], where the door may have closed already: then `false`.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        soon(self.0.stream.write_all(bytes.as_ref())).await.is_ok()
+        self.0.try_send(bytes).await
+    }
+
+    pub(crate) async fn is_reset(&mut self) -> bool {
+        self.0.is_reset().await
+    }
+
+    pub(crate) async fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        self.0.bytes(count).await
     }
 
     pub(crate) async fn head(&mut self) -> Option<Answer> {

@@ -1,0 +1,280 @@
+//! Which headers pass, in either direction: those that are named here, and those that an operator adds (P-03, P-06, P-07,
+//! P-08). Everything else stays behind: what a proxy in front, a single sign-on or an instance's plugin calls a credential, a
+//! session or an origin has too many names to list.
+
+use http::HeaderName;
+
+/// What an operator lets pass besides.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Passing {
+    pub(crate) requests: Vec<HeaderName>,
+    pub(crate) answers: Vec<HeaderName>,
+}
+
+impl Passing {
+    /// Whether a caller's header goes on to the instance.
+    pub(crate) fn request(&self, name: &HeaderName) -> bool {
+        is_of_requests(name.as_str()) || self.requests.contains(name)
+    }
+
+    /// Whether an instance's header goes on to the caller.
+    pub(crate) fn answer(&self, name: &HeaderName) -> bool {
+        is_of_answers(name.as_str()) || self.answers.contains(name)
+    }
+}
+
+/// The names as a function for calls and as a list for the documentation's test. In lower case.
+macro_rules! names {
+    ($function:ident, $list:ident: $($name:literal)+) => {
+        fn $function(name: &str) -> bool {
+            matches!(name, $($name)|+)
+        }
+
+        #[cfg(test)]
+        const $list: &[&str] = &[$($name),+];
+    };
+}
+
+names! { is_of_requests, OF_REQUESTS:
+    // What is wanted, and how (RFC 9110 §12.5, §13, §14; RFC 9111 §5; RFC 7240).
+    "accept" "accept-charset" "accept-encoding" "accept-language" "cache-control" "if-match" "if-modified-since"
+    "if-none-match" "if-range" "if-unmodified-since" "pragma" "prefer" "range"
+    // What the body is (RFC 9110 §8; RFC 6266; RFC 9530).
+    "content-digest" "content-disposition" "content-encoding" "content-language" "content-md5" "content-type"
+    "repr-digest"
+    // Who asks, and on what errand (W3C Trace Context).
+    "traceparent" "tracestate" "user-agent"
+    // ServiceNow's own.
+    "x-no-response-body"
+}
+
+names! { is_of_answers, OF_ANSWERS:
+    // What the body is.
+    "content-digest" "content-disposition" "content-encoding" "content-language" "content-length" "content-location"
+    "content-md5" "content-range" "content-type" "etag" "last-modified" "repr-digest"
+    // How long it holds, and for whom.
+    "age" "cache-control" "date" "expires" "pragma" "vary" "warning"
+    // What may follow.
+    "accept-patch" "accept-post" "accept-ranges" "allow" "deprecation" "link" "location" "preference-applied"
+    "retry-after" "sunset"
+    // What a browser must not do with it.
+    "content-security-policy" "cross-origin-resource-policy" "permissions-policy" "referrer-policy"
+    "x-content-type-options" "x-frame-options" "x-xss-protection"
+    // ServiceNow's own.
+    "x-attachment-metadata" "x-is-logged-in" "x-ratelimit-limit" "x-ratelimit-remaining" "x-ratelimit-reset"
+    "x-ratelimit-rule" "x-total-count" "x-transaction-id"
+}
+
+/// A header that no operator can add: what frames a message or belongs to one hop (RFC 9110 §7.6.1), what is bearerd's own,
+/// credentials and cookies, another method or target than the judged one, and who forwarded a call.
+pub(crate) fn never_passes(name: &str) -> bool {
+    let by_prefix = ["access-control-", "bearerd-", "proxy-", "sec-", "x-forwarded", "x-original-"];
+    matches!(
+        name,
+        "connection"
+            | "content-length"
+            | "expect"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "connection-id"
+            | "x-request-id"
+            | "authorization"
+            | "cookie"
+            | "cookie2"
+            | "set-cookie"
+            | "set-cookie2"
+            | "www-authenticate"
+            | "authentication-info"
+            | "x-api-key"
+            | "x-sn-apikey"
+            | "x-usertoken"
+            | "x-usertoken-response"
+            | "x-http-method-override"
+            | "x-http-method"
+            | "x-method-override"
+            | "x-rewrite-url"
+            | "x-host"
+            | "forwarded"
+            | "via"
+            | "origin"
+            | "alt-svc"
+            | "clear-site-data"
+            | "refresh"
+            | "strict-transport-security"
+    ) || by_prefix.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> HeaderName {
+        HeaderName::try_from(name).unwrap()
+    }
+
+    /// P-03, P-07: these are what is called so by someone; nobody has to list them.
+    #[test]
+    fn only_what_is_named_goes_to_the_instance() {
+        let passing = Passing { requests: vec![name("x-app")], answers: vec![] };
+        for passes in ["accept", "content-type", "if-match", "x-no-response-body", "traceparent", "x-app"] {
+            assert!(passing.request(&name(passes)), "{passes}");
+        }
+        for dropped in [
+            "authorization",
+            "proxy-authorization",
+            "cookie",
+            "x-api-key",
+            "x-sn-apikey",
+            "x-usertoken",
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "te",
+            "expect",
+            "forwarded",
+            "via",
+            "origin",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-real-ip",
+            "x-original-url",
+            "x-http-method-override",
+            "http-method-override",
+            "x-httpmethod",
+            "x-http-host-override",
+            "host-override",
+            "wl-proxy-client-ip",
+            "fastly-client-ip",
+            "x-azure-clientip",
+            "x-arr-clientcert",
+            "x-servicenow-session",
+            "x-glide-session",
+            "jsessionid",
+            "x-sn-impersonate-user",
+            "impersonate",
+            "x-user-token",
+            "x-sn-token",
+            "x-sn-auth",
+            "sn-auth",
+            "x-sso-user",
+            "oidc-claim-sub",
+            "x-webauth-user",
+            "x-username",
+            "x-password",
+            "x-client-secret",
+            "x-idtoken",
+            "assertion",
+            "x-auth-token",
+            "dpop",
+            "x-csrf-token",
+            "remote-user",
+            "ssl-client-cert",
+            "sec-fetch-site",
+            "access-control-request-method",
+            "connection-id",
+            "x-request-id",
+            "x-wantsessiondebugmessages",
+            "referer",
+            "baggage",
+            "x-custom",
+        ] {
+            assert!(!passing.request(&name(dropped)), "{dropped}");
+        }
+    }
+
+    /// P-08.
+    #[test]
+    fn only_what_is_named_goes_to_the_caller() {
+        let passing = Passing { requests: vec![], answers: vec![name("x-app")] };
+        for passes in ["content-type", "link", "retry-after", "x-total-count", "x-ratelimit-reset", "x-app"] {
+            assert!(passing.answer(&name(passes)), "{passes}");
+        }
+        for dropped in [
+            "set-cookie",
+            "www-authenticate",
+            "server",
+            "x-powered-by",
+            "via",
+            "alt-svc",
+            "strict-transport-security",
+            "clear-site-data",
+            "transfer-encoding",
+            "connection",
+            "trailer",
+            "access-control-allow-origin",
+            "proxy-authenticate",
+            "x-backend-server",
+            "x-served-by",
+            "x-varnish",
+            "server-timing",
+            "x-real-ip",
+            "x-forwarded-for",
+            "forwarded",
+            "x-accel-redirect",
+            "x-sendfile",
+            "jsessionid",
+            "x-session",
+            "access-token",
+            "cookie",
+            "x-api-key",
+            "x-sn-apikey",
+            "x-token",
+            "x-usertoken",
+            "authorization",
+            "bearerd-error",
+            "x-request-id",
+            "report-to",
+            "nel",
+            "refresh",
+            "x-custom",
+        ] {
+            assert!(!passing.answer(&name(dropped)), "{dropped}");
+        }
+    }
+
+    #[test]
+    fn what_passes_by_itself_need_not_be_refused_to_operators() {
+        for name in ["accept", "content-type", "x-app", "x-total-count", "baggage", "x-author", "referer"] {
+            assert!(!never_passes(name), "{name}");
+        }
+        for name in [
+            "host",
+            "cookie",
+            "proxy-x",
+            "x-forwarded-for",
+            "bearerd-error",
+            "authorization",
+            "sec-fetch-site",
+        ] {
+            assert!(never_passes(name), "{name}");
+            assert!(!is_of_requests(name) && !is_of_answers(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_documentation_lists_what_passes() {
+        let text = include_str!("../../../docs/headers.md");
+        let listed = |title: &str| -> Vec<String> {
+            let section = text.split("\n## ").find(|section| section.starts_with(title)).unwrap();
+            let first_cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+            let names = first_cells.flat_map(|cell| cell.split('`').step_by(2));
+            let mut names: Vec<String> =
+                names.map(str::to_ascii_lowercase).filter(|name| !name.trim().is_empty()).collect();
+            names.sort_unstable();
+            names
+        };
+        let sorted = |list: &[&str]| {
+            let mut list: Vec<String> = list.iter().map(ToString::to_string).collect();
+            list.sort_unstable();
+            list
+        };
+        assert_eq!(listed("To the instance"), sorted(OF_REQUESTS));
+        assert_eq!(listed("To the caller"), sorted(OF_ANSWERS));
+    }
+}
