@@ -373,7 +373,7 @@ async fn a_caller_that_pauses_is_not_the_instances_fault() {
     assert_eq!(peer.bytes(3).await.unwrap(), b"abc");
     assert_eq!(head.header("content-length"), Some("6"));
     // Longer than the limit, by as much as it may be late: the pause is what is tested.
-    tokio::time::sleep(Duration::from_millis(2_000)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     caller.send("def").await;
     assert_eq!(peer.bytes(3).await.unwrap(), b"def");
     peer.send(ok("{}", "")).await;
