@@ -52,9 +52,10 @@ async def talk(judge, connection, stream, pieces, reading, expectations, is_reus
         if answer is None:
             if is_reused and index == 0 and (expected is None or expected.marker is None):
                 raise Stale
-            # Refused without a word: but never where all before was good and so is this.
             if all(one is not None for one in expectations[: index + 1]):
                 judge.find("a good request got no answer", stream, f"request {index}")
+            elif reading.ends == "fault" and not is_reused and all(one is not None for one in expectations[:index]):
+                judge.find("refused without a word", stream, f"request {index}")
             return False
         judge.answered(stream, expected, answer)
         if answer.is_last:

@@ -18,6 +18,8 @@ STREAM_ID_MAX = (1 << 31) - 1
 GOING_AWAY = b"go away!"
 # From the answer to the ping behind a first GOAWAY to the second: what was queued before it was read has come by then.
 SECOND_GOAWAY_AFTER_S = 0.1
+# What may lie between an answer's last byte and its end.
+END_AFTER_S = 0.005
 PSEUDO = [b":authority", b":method", b":path", b":scheme"]
 ONE_HOPS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 
@@ -31,6 +33,7 @@ class Stream:
     is_whole: bool = False
     out: bytes = b""  # of the answer's body, what waits for a window
     ending: bytes = b""  # the frame behind it, where it ends otherwise than with its last byte
+    is_late: bool = False  # all has been sent but the end, which has a frame of its own
 
 
 class Http2OriginConnection(asyncio.Protocol):
@@ -204,11 +207,19 @@ class Http2OriginConnection(asyncio.Protocol):
                 piece, stream.out = stream.out[:room], stream.out[room:]
                 self.window -= len(piece)
                 stream.window -= len(piece)
-                ends = h2.END_STREAM if not stream.out and not stream.ending else 0
+                stream.is_late = not stream.out and not stream.ending and stream.number % 8 == 3
+                ends = h2.END_STREAM if not stream.out and not stream.ending and not stream.is_late else 0
                 self.transport.write(h2.frame(h2.DATA, ends, stream.number, piece))
-                if not stream.out:
+                if stream.is_late:
+                    asyncio.get_running_loop().call_later(END_AFTER_S, self.end_late, stream)
+                elif not stream.out:
                     self.transport.write(stream.ending)
                     self.over(stream)
+
+    def end_late(self, stream):
+        if self.streams.get(stream.number) is stream and not self.transport.is_closing():
+            self.transport.write(h2.frame(h2.DATA, h2.END_STREAM, stream.number))
+            self.over(stream)
 
     def over(self, stream):
         self.streams.pop(stream.number, None)

@@ -24,15 +24,19 @@ CONNECTIONS_MAX = 8
 
 
 class Deaf(origin_h2.Http2OriginConnection):
+    resets_late = 0
+
     def take(self, kind, flags, number, payload):
         if kind != h2.RST_STREAM:
-            super().take(kind, flags, number, payload)
+            return super().take(kind, flags, number, payload)
+        if number in self.streams and self.streams[number].is_late:
+            Deaf.resets_late += 1
 
     def serve(self, stream):
         if b"after=" not in stream.request.target:
             return super().serve(stream)
         seconds = LONG_S if stream.request.target.endswith(b"long") else ANSWER_S
-        asyncio.get_running_loop().call_later(seconds, self.send, stream, [(b"content-type", b"application/json")], b"{}")
+        asyncio.get_running_loop().call_later(seconds, self.send, stream, [(b"content-type", b"application/json"), (b"content-length", b"2")], b"{}")
 
 
 def fields(key, after):
@@ -60,6 +64,9 @@ async def at_once(given, judge, origin):
         caller.close()
     if judge.counts["answered"] != CALLERS * AT_ONCE:
         judge.find("a call that nothing befell was not answered", b"", repr(judge.counts["answered"]))
+    if Deaf.resets_late:
+        # Servers count resets against their callers.
+        judge.find("an answer was reset that lacked nothing but its end", b"", f"{Deaf.resets_late} of them")
     opened = origin.connections - before
     judge.counts["connections"] = opened
     if opened > CONNECTIONS_MAX:

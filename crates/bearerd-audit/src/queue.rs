@@ -54,6 +54,10 @@ impl AccessWriter {
     pub fn record(&mut self, record: &AccessRecord) {
         let Some(queue) = &self.queue else { return };
         if self.batch.len() >= queue.kept_max() {
+            self.flush(); // there may be room again
+        }
+        let Some(queue) = &self.queue else { return };
+        if self.batch.len() >= queue.kept_max() {
             queue.metrics.dropped.inc();
             return;
         }
@@ -451,6 +455,8 @@ mod tests {
         assert_eq!(writer.batch.len(), 8 * BATCH_RECORDS);
         assert_eq!(queue.metrics.dropped(), 92 * BATCH_RECORDS as u64);
         assert_eq!(write(&queue), 8 * BATCH_RECORDS);
+        give(&mut writer, 1);
+        assert_eq!(queue.metrics.dropped(), 92 * BATCH_RECORDS as u64, "there is room again");
         writer.flush();
         assert_eq!(write(&queue), 8 * BATCH_RECORDS);
     }

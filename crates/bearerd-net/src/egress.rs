@@ -65,6 +65,8 @@ pub enum EgressError {
     ProxyMalformed(&'static str),
     #[error("egress.connect_timeout_s: at least 1")]
     TimeoutZero,
+    #[error("egress.allow_private_instances holds {network}, which is an address within {}", network.trunc())]
+    NetworkHostBits { network: IpNet },
     #[error("CA file {} cannot be read", path.display())]
     CaUnreadable { path: PathBuf, source: std::io::Error },
     #[error("CA file {} holds no certificate in PEM form", path.display())]
@@ -96,6 +98,10 @@ impl Egress {
     pub(crate) fn new(settings: &EgressSettings) -> Result<Self, EgressError> {
         if settings.connect_timeout_s == 0 {
             return Err(EgressError::TimeoutZero);
+        }
+        // A slip here opens addresses that nobody meant.
+        if let Some(slip) = settings.allow_private_instances.iter().find(|net| **net != net.trunc()) {
+            return Err(EgressError::NetworkHostBits { network: *slip });
         }
         let proxy = settings.proxy.as_deref().map(str::trim).filter(|text| !text.is_empty());
         Ok(Self {
@@ -302,6 +308,9 @@ mod tests {
         assert!(toml::from_str::<EgressSettings>("verify = false").is_err());
         let zero = EgressSettings { connect_timeout_s: 0, ..EgressSettings::default() };
         assert!(matches!(Egress::new(&zero), Err(EgressError::TimeoutZero)));
+        let allow_private_instances = vec!["10.1.1.1/8".parse().unwrap()];
+        let slip = EgressSettings { allow_private_instances, ..EgressSettings::default() };
+        assert!(matches!(Egress::new(&slip), Err(EgressError::NetworkHostBits { .. })));
     }
 
     #[test]

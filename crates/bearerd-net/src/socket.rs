@@ -27,6 +27,8 @@ use crate::{
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096 since Linux 5.4).
 const BACKLOG: i32 = 4096;
+/// What the kernel holds of a connection beyond what is under way to its other end, before it takes no more.
+const UNSENT_BYTES: u32 = 128 * 1024;
 
 /// A connection, before any handshake.
 #[derive(Debug)]
@@ -267,6 +269,8 @@ impl Listening {
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         if let Some(address) = local.as_socket() {
+            // What is accepted inherits it. A slow reader's progress would be out of sight behind megabytes in the kernel.
+            let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES); // without it, only that is lost
             let (address, kind) = (BoundAddress::Tcp(address), ListeningKind::Tcp(socket.into()));
             return Ok(Self { address, file, kind });
         }

@@ -27,7 +27,7 @@ use crate::{
     admit::{self, Asked, Known, Opening, Step},
     answer_head::{self, Base},
     body::{AnswerBody, BodyFault, CallerBody, InstanceBody, UpstreamBody},
-    caller::CallerConnection,
+    caller::{CallerConnection, idle_ms_of},
     credentials,
     error::{Code, Fault, Wanted},
     head,
@@ -90,8 +90,8 @@ pub(crate) async fn serve(
             if body.is_some_and(|body| !body.has_ended()) && parts.version != Version::HTTP_2 {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            under_way.answers_itself(response.status(), response.body().own_len());
-            response
+            under_way.answers_itself(response.status());
+            response.map(|body| body.ending(under_way))
         }
         Err(failed) => {
             failed.log(&request_id);
@@ -103,8 +103,8 @@ pub(crate) async fn serve(
             let fault = if is_read { fault } else { fault.closing() };
             let response = fault.respond(Wanted::of(&parts.headers).format, request_id, parts.version);
             let response = if to_head { without_body(response) } else { response };
-            under_way.failed(&fault, response.body().own_len());
-            response
+            under_way.failed(&fault);
+            response.map(|body| body.ending(under_way))
         }
     })
 }
@@ -374,6 +374,7 @@ async fn token_response(
     };
     let form = match form {
         Ok(form) => form,
+        Err(fault) if under_way.caller_left_in_body() => return Err(fault.into()), // nobody is answered
         Err(fault) => return refused(Refusal::Unread(fault.code), under_way),
     };
     let request = match token_endpoint::Request::parse(&parts.headers, &form) {
@@ -457,7 +458,8 @@ async fn exchange(
         if !outgoing.body.as_ref().is_none_or(CallerBody::is_at_hand) {
             // The next call profits from the refresh.
             spawn_local(outcome);
-        } else if let Some(AfterRefusal::Replay(newer)) = under_way.in_time(outcome).await
+        } else if let AfterRefusal::Replay(newer) =
+            under_way.in_time(outcome).await.ok_or_else(no_token_in_time)?
             && Arc::ptr_eq(&newer.upstream, &token.upstream)
             && let Some(attempt) = outgoing.attempt(&newer)
         {
@@ -505,7 +507,7 @@ async fn send(outgoing: &Outgoing<'_>, attempt: OneAttempt, under_way: &UnderWay
             Way::Http1(connection) => {
                 let passing = &outgoing.worker.limits.passing;
                 let ours = Ours { host: &pool.host, bearer: &bearer, length, passing };
-                outgoing.over_http1(connection, ours, body, under_way).await?
+                outgoing.over_http1(connection, &pool, ours, body, under_way).await?
             }
             Way::Http2(shared) => outgoing.over_http2(&shared, &pool, &bearer, body, under_way).await?,
         };
@@ -561,13 +563,14 @@ impl Outgoing<'_> {
     async fn over_http1(
         &self,
         connection: Connection,
+        pool: &Pool,
         ours: Ours<'_>,
         body: UpstreamBody,
         under_way: &UnderWay,
     ) -> Outcome {
         let head = upstream_head::encode(self.method.name(), &self.target, &self.sent.headers, ours);
         let mut exchange = Exchange::new(connection, head, body, ours.length, self.method == Method::Head);
-        Ok(match self.within_limits(|cx| exchange.poll_head(cx, ours.passing), under_way).await? {
+        Ok(match self.within_limits(pool, |cx| exchange.poll_head(cx, ours.passing), under_way).await? {
             Ok(parsed) => {
                 let stream = exchange.into_body(&parsed);
                 Ok((parsed.head, AnswerStream::Http1(Box::new(stream))))
@@ -597,7 +600,7 @@ impl Outgoing<'_> {
             .expect("an instance's authority, and a target that was parsed before");
         let (call, answering) = shared.send(request);
         let mut answering = pin!(answering);
-        let answered = self.within_limits(|cx| answering.as_mut().poll(cx), under_way).await;
+        let answered = self.within_limits(pool, |cx| answering.as_mut().poll(cx), under_way).await;
         if answered.as_ref().is_err_and(|fault| fault.code == Code::InstanceTimeout) {
             // It may be dead without anybody saying so: no further call goes there.
             shared.retire();
@@ -617,6 +620,7 @@ impl Outgoing<'_> {
     /// Waits for the answer's head, as long as the limits on silence allow.
     async fn within_limits<T>(
         &self,
+        pool: &Pool,
         mut answer: impl FnMut(&mut Context<'_>) -> Poll<T>,
         under_way: &UnderWay,
     ) -> Result<T, Fault> {
@@ -628,7 +632,7 @@ impl Outgoing<'_> {
             }
             let body = self.body.as_ref();
             let too_slow = |body: &CallerBody| {
-                body.is_stalled(worker.limits.body_idle_ms)
+                body.is_stalled(idle_ms_of(Some(pool), &worker.limits))
                     // Little by little until the call's time is up.
                     || (under_way.is_over() && body.waits_for_caller())
             };

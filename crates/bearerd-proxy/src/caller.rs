@@ -40,7 +40,7 @@ pub(crate) struct CallerConnection {
     head_since: Cell<Option<u64>>,
     /// The caller takes no bytes.
     blocked_since: Cell<Option<u64>>,
-    /// Nothing more is sent to it, and what it still sends is thrown away.
+    /// Nothing more is sent to it, and what it still sends is thrown away; or, over HTTP/2, it was told to go.
     lingers_since: Cell<Option<u64>>,
     /// When the call under way must have ended, over HTTP/1: a caller that takes a little now and then is not asked for
     /// more in between.
@@ -63,7 +63,8 @@ enum Watch {
 #[derive(Debug)]
 struct StreamedAnswer {
     asked_at: u64,
-    pool: Rc<Pool>,
+    /// Where it comes from; `None`: it is bearerd's own.
+    pool: Option<Rc<Pool>>,
 }
 
 /// The calls of an HTTP/2 connection, each of which hyper runs as a task of its own.
@@ -78,6 +79,8 @@ struct Streams {
     answers: RefCell<HashMap<u64, StreamedAnswer>>,
     /// Those whose caller has taken nothing for too long.
     overdue: RefCell<HashSet<u64>>,
+    /// One of them is just being ended.
+    cuts: Cell<bool>,
 }
 
 impl CallerConnection {
@@ -125,7 +128,6 @@ impl CallerConnection {
 
     /// From here on the caller's bytes are HTTP/2.
     pub(crate) fn is_http2(&self) {
-        self.head_since.set(None);
         *self.watch.borrow_mut() = Watch::Http2(FrameGuard::default());
     }
 
@@ -152,8 +154,13 @@ impl CallerConnection {
         }
     }
 
-    pub(crate) fn answer_ends_by_close(&self, ends_by_close: bool) {
-        self.ends_by_close.set(ends_by_close);
+    pub(crate) fn ends_by_close(&self) {
+        self.ends_by_close.set(true);
+    }
+
+    /// All that it was sent has gone out, with its end.
+    pub(crate) fn is_told_the_end(&self) {
+        self.ends_by_close.set(false);
     }
 
     /// Closed now, it would take what came of its answer for all of it.
@@ -208,6 +215,11 @@ impl CallerConnection {
             }
             Watch::Http2(guard) => {
                 guard.feed(bytes);
+                if guard.is_in_head() {
+                    self.head_since.set(self.head_since.get().or(Some(now)));
+                } else if self.begun.get() > 0 {
+                    self.head_since.set(None);
+                }
                 Reading { passed: bytes.len(), refused: false }
             }
         }
@@ -218,11 +230,13 @@ impl CallerConnection {
         self.head_since.set(Some(now));
     }
 
-    /// `taken`: the caller takes bytes, or none at the moment.
-    pub(crate) fn writes(&self, taken: bool, now: u64) {
-        if taken && self.calls.get() == 0 && !self.speaks_http2() {
+    /// `taken`: the caller takes so many bytes, or none at the moment.
+    pub(crate) fn writes(&self, taken: Option<usize>, now: u64) {
+        let of_answer = if self.speaks_http2() { CONTROL_BYTES_MAX } else { 0 };
+        if self.calls.get() == 0 && taken.is_some_and(|bytes| bytes > of_answer) {
             self.active_at.set(now); // of an answer that was handed on whole
         }
+        let taken = taken.is_some();
         if taken != self.blocked_since.get().is_none() {
             self.blocked_since.set((!taken).then_some(now));
         }
@@ -257,13 +271,23 @@ impl CallerConnection {
         let past = |since: Option<u64>, limit_ms| since.is_some_and(|since| now.is_past(since, limit_ms));
         let between_calls = self.calls.get() == 0;
         self.floods()
-            || past(self.blocked_since.get(), limits.idle_ms_of(self.answering.borrow().as_deref()))
+            || past(self.blocked_since.get(), idle_ms_of(self.answering.borrow().as_deref(), limits))
             || past(self.call_until.get(), 0)
-            || past(self.lingers_since.get(), LINGER_MS)
+            || (past(self.lingers_since.get(), LINGER_MS) && (!self.speaks_http2() || self.is_quiet(now)))
             || (between_calls && past(self.head_since.get(), limits.header_read_ms))
             || (between_calls
                 && self.head_since.get().is_none()
                 && now.is_past(self.active_at.get(), limits.keep_alive_ms))
+    }
+
+    /// No call is under way, and nothing of an answer has gone out for a while.
+    fn is_quiet(&self, now: &Coarse) -> bool {
+        self.calls.get() == 0 && now.is_past(self.active_at.get(), LINGER_MS)
+    }
+
+    /// The call that is dropped just now is ended for its caller, which took nothing of the answer.
+    pub(crate) fn cuts_stream(&self) -> bool {
+        self.streams.cuts.get()
     }
 
     /// The caller sends what moves nothing forward, and too much of it.
@@ -303,14 +327,12 @@ impl CallerConnection {
     }
 }
 
-impl Limits {
-    /// How long a caller may take nothing of an answer that comes from there.
-    fn idle_ms_of(&self, pool: Option<&Pool>) -> u64 {
-        if pool.is_some_and(|pool| pool.places.are_wanted()) {
-            self.pressed_idle_ms
-        } else {
-            self.body_idle_ms
-        }
+/// How long a caller may stand still while it holds a place there.
+pub(crate) fn idle_ms_of(pool: Option<&Pool>, limits: &Limits) -> u64 {
+    if pool.is_some_and(|pool| pool.places.are_wanted()) {
+        limits.pressed_idle_ms
+    } else {
+        limits.body_idle_ms
     }
 }
 
@@ -323,14 +345,14 @@ pub(crate) struct Streaming {
 }
 
 impl Streaming {
-    pub(crate) fn new(caller: &Rc<CallerConnection>, pool: &Rc<Pool>, now: u64) -> Self {
+    pub(crate) fn new(caller: &Rc<CallerConnection>, pool: Option<&Rc<Pool>>, now: u64) -> Self {
         let stream = caller.speaks_http2().then(|| caller.streams.current.get());
         match stream {
             Some(number) => {
-                let answer = StreamedAnswer { asked_at: now, pool: Rc::clone(pool) };
+                let answer = StreamedAnswer { asked_at: now, pool: pool.cloned() };
                 caller.streams.answers.borrow_mut().insert(number, answer);
             }
-            None => *caller.answering.borrow_mut() = Some(Rc::clone(pool)),
+            None => *caller.answering.borrow_mut() = pool.cloned(),
         }
         Self { caller: Rc::clone(caller), stream }
     }
@@ -356,7 +378,7 @@ impl Drop for Streaming {
 impl Streams {
     fn find_overdue(&self, now: &Coarse, limits: &Limits) {
         self.answers.borrow_mut().retain(|number, answer| {
-            let is_overdue = now.is_past(answer.asked_at, limits.idle_ms_of(Some(&answer.pool)));
+            let is_overdue = now.is_past(answer.asked_at, idle_ms_of(answer.pool.as_deref(), limits));
             if is_overdue {
                 self.overdue.borrow_mut().insert(*number);
             }
@@ -381,13 +403,14 @@ where
 {
     fn execute(&self, call: F) {
         let number = self.0.streams.take_number();
-        spawn_local(Ticking { call: Box::pin(call), caller: Rc::clone(&self.0), number });
+        spawn_local(Ticking { call: Some(Box::pin(call)), caller: Rc::clone(&self.0), number });
     }
 }
 
 /// A call that is woken for its limits, and ended by the one on a caller that takes nothing.
 struct Ticking<F> {
-    call: Pin<Box<F>>,
+    /// `None`: it was ended.
+    call: Option<Pin<Box<F>>>,
     caller: Rc<CallerConnection>,
     number: u64,
 }
@@ -397,10 +420,13 @@ impl<F: Future<Output = ()>> Future for Ticking<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.caller.streams.overdue.borrow().contains(&self.number) {
-            return Poll::Ready(()); // dropping the call resets its stream, and no other
+            self.caller.streams.cuts.set(true);
+            self.call = None; // which resets its stream, and no other
+            self.caller.streams.cuts.set(false);
         }
-        self.caller.streams.current.set(self.number);
-        let outcome = self.call.as_mut().poll(cx);
+        let Ticking { call: Some(call), caller, number } = &mut *self else { return Poll::Ready(()) };
+        caller.streams.current.set(*number);
+        let outcome = call.as_mut().poll(cx);
         if outcome.is_pending() {
             self.caller.streams.wakers.borrow_mut().insert(self.number, cx.waker().clone());
         }
@@ -415,6 +441,8 @@ impl<F> Drop for Ticking<F> {
     }
 }
 
+/// What goes to a caller at once that asks for nothing: acknowledgements and the like.
+const CONTROL_BYTES_MAX: usize = 1_024;
 /// How long a caller may send on after its answer.
 const LINGER_MS: u64 = 2_000;
 /// A call younger than this has run into no limit yet: the shortest is a second.

@@ -395,11 +395,12 @@ impl Fault {
         self
     }
 
-    /// Over HTTP/2 there is no connection to close for one call's sake: its framing is never in doubt.
+    /// Its answer is the last one on the caller's connection.
     pub(crate) fn closes(&self) -> bool {
         self.close
     }
 
+    /// Over HTTP/2 there is no connection to close for one call's sake: its framing is never in doubt.
     pub(crate) fn respond(
         &self,
         format: Format,

@@ -11,11 +11,13 @@ pub(crate) struct FrameGuard {
     head_len: usize,
     /// Frames that the connection may still send for nothing.
     credit: u32,
+    /// A head has begun, and the frame that ends it has not (RFC 9113 §4.3).
+    in_head: bool,
 }
 
 impl Default for FrameGuard {
     fn default() -> Self {
-        Self { skip: PREFACE_BYTES, head: [0; HEAD_BYTES], head_len: 0, credit: CREDIT_MAX }
+        Self { skip: PREFACE_BYTES, head: [0; HEAD_BYTES], head_len: 0, credit: CREDIT_MAX, in_head: false }
     }
 }
 
@@ -50,6 +52,11 @@ impl FrameGuard {
         self.credit == 0
     }
 
+    /// A head has begun, and not come to its end.
+    pub(crate) fn is_in_head(&self) -> bool {
+        self.in_head || (self.skip > 0 && matches!(self.head[3], HEADERS | CONTINUATION)) || self.head_len > 0
+    }
+
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn credit(&self) -> u32 {
         self.credit
@@ -58,6 +65,9 @@ impl FrameGuard {
     fn frame(&mut self) {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.skip = u32::from_be_bytes([0, high, middle, low]);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.in_head = flags & END_HEADERS == 0;
+        }
         if kind == DATA && flags & PADDED == 0 {
             // A stream of tiny frames costs, a body does not; nor does padding move anything forward.
             self.earn(self.skip / DATA_BYTES_PER_FRAME);
@@ -72,6 +82,10 @@ const HEAD_BYTES: usize = 9;
 const PREFACE_BYTES: u32 = 24;
 /// The type of a DATA frame.
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+/// Of those two (RFC 9113 §6.2, §6.10).
+const END_HEADERS: u8 = 0x4;
 /// Of a DATA frame (RFC 9113 §6.1).
 const PADDED: u8 = 0x8;
 /// A body in frames of at least this size pays for itself.
@@ -123,6 +137,31 @@ mod tests {
         padded[4] = PADDED;
         (0..CREDIT_MAX).for_each(|_| guard.feed(&padded));
         assert!(guard.is_exhausted(), "padding");
+    }
+
+    #[test]
+    fn a_head_under_way_is_known() {
+        let mut guard = FrameGuard::default();
+        guard.feed(&preface());
+        let with_flags = |kind: u8, flags: u8| {
+            let mut frame = frame(kind, 20);
+            frame[4] = flags;
+            frame
+        };
+        for (bytes, expected) in [
+            (&frame(4, 0)[..], false),
+            (&frame(0, 100)[..50], false),
+            (&frame(0, 100)[50..], false),
+            (&with_flags(1, 4)[..3], true),
+            (&with_flags(1, 4)[3..12], true),
+            (&with_flags(1, 4)[12..], false),
+            (&with_flags(1, 0), true),
+            (&with_flags(9, 0), true),
+            (&with_flags(9, 4), false),
+        ] {
+            guard.feed(bytes);
+            assert_eq!(guard.is_in_head(), expected, "after {bytes:?}");
+        }
     }
 
     #[test]

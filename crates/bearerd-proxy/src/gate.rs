@@ -129,7 +129,11 @@ impl<S: CallerStream> Gate<S> {
     }
 
     fn written(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.caller.writes(outcome.is_ready(), self.now.now());
+        let taken = match &outcome {
+            Poll::Ready(written) => Some(written.as_ref().map_or(0, |bytes| *bytes)),
+            Poll::Pending => None,
+        };
+        self.caller.writes(taken, self.now.now());
         outcome
     }
 }
@@ -212,6 +216,7 @@ impl<S: CallerStream> AsyncWrite for Gate<S> {
         if !self.is_shut {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.is_shut = true;
+            self.caller.is_told_the_end();
             if self.caller.speaks_http2() {
                 return Poll::Ready(Ok(()));
             }

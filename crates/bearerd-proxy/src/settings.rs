@@ -54,7 +54,7 @@ pub struct ProxySettings {
     pub pool_idle_s: u64,
     /// Idle connections kept per worker and instance.
     pub pool_idle_max: usize,
-    /// Bytes of a request body kept for the one replay after a 401. At most 1 MiB.
+    /// Bytes of a request body kept for the one replay after a 401, with what keeping small pieces costs. At most 1 MiB.
     pub replay_body_bytes_max: usize,
     /// How long caller keys are accepted while the store does not answer. 0: not at all.
     pub stale_keys_max_s: u64,
@@ -402,8 +402,8 @@ fn range(name: &'static str, given: u64, min: u64, max: u64) -> Result<(), Proxy
 fn header_names(setting: &'static str, given: &[String]) -> Result<Vec<HeaderName>, ProxySettingsError> {
     let parsed = |text: &String| {
         let given = || text.clone();
-        // An underscore is a hyphen to some servers, so that no call may carry one.
-        let name = HeaderName::try_from(text.as_str()).ok().filter(|name| !name.as_str().contains('_'));
+        // An underscore is a hyphen to some servers, so that no call may carry one; and there are no patterns.
+        let name = HeaderName::try_from(text.trim()).ok().filter(|name| !name.as_str().contains(['_', '*']));
         let name = name.ok_or_else(|| ProxySettingsError::HeaderName { setting, given: given() })?;
         if passing::never_passes(name.as_str()) {
             return Err(ProxySettingsError::HeaderNeverPasses { setting, given: given() });
@@ -472,6 +472,7 @@ mod tests {
             ("x-forwarded-for", "which bearerd never lets pass"),
             ("a b", "which is no name of a header"),
             ("x_app", "which is no name of a header"),
+            ("x-*", "which is no name of a header"),
         ] {
             let said = ["request", "answer"]
                 .map(|of| Some(format!("proxy.pass_{of}_headers holds {name:?}, {why}")));

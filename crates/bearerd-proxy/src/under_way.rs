@@ -163,11 +163,17 @@ impl UnderWay {
         call.origin = Some(Origin::Instance);
     }
 
-    /// The answer is about to stream.
-    pub(crate) fn streams(&mut self, pool: &Rc<Pool>) {
+    /// Its caller knows the answer's end by the end of the connection (RFC 9112 §6.3).
+    pub(crate) fn ends_by_close(&self) {
+        if self.0.record.http == HttpVersion::Http10 {
+            self.0.caller.ends_by_close();
+        }
+    }
+
+    /// The answer is about to be sent; from an instance, or bearerd's own.
+    pub(crate) fn streams(&mut self, pool: Option<&Rc<Pool>>) {
         let call = &mut *self.0;
         call.streaming = Some(Streaming::new(&call.caller, pool, call.worker.now.now()));
-        call.caller.answer_ends_by_close(call.record.http == HttpVersion::Http10);
     }
 
     /// The caller has room for more of the answer.
@@ -186,7 +192,6 @@ impl UnderWay {
     /// The answer was handed on to its end.
     pub(crate) fn ended(&mut self) {
         self.0.whole = true;
-        self.0.caller.answer_ends_by_close(false);
     }
 
     /// When the instance last took a piece of the body.
@@ -212,21 +217,20 @@ impl UnderWay {
         );
     }
 
-    /// bearerd itself answers, with so many bytes.
-    pub(crate) fn failed(mut self, fault: &Fault, bytes: usize) {
+    /// bearerd itself answers.
+    pub(crate) fn failed(&mut self, fault: &Fault) {
         let call = &mut *self.0;
         call.worker.shard.failed(fault.code);
         call.record.error = Some(fault.code.name());
-        self.answers_itself(fault.code.status(), bytes);
+        self.answers_itself(fault.code.status());
     }
 
-    /// As [`Self::failed`], where that is no fault.
-    pub(crate) fn answers_itself(mut self, status: StatusCode, bytes: usize) {
+    /// As [`Self::failed`], where that is no fault. Nothing is held at the instance or of the key's limits for it.
+    pub(crate) fn answers_itself(&mut self, status: StatusCode) {
         let call = &mut *self.0;
         call.record.status = status.as_u16();
-        call.record.bytes_out = bytes as u64;
         call.origin = Some(Origin::Bearerd);
-        call.whole = true;
+        (call.place, call.in_flight) = (None, None);
     }
 
     /// The call has taken longer than its family may.
@@ -263,6 +267,9 @@ impl Drop for UnderWay {
         record.bytes_in = call.body.as_ref().map_or(0, CallerBody::received);
         // Over HTTP/2 the way to the instance is another task's, which would send on.
         call.body.iter().for_each(CallerBody::end_attempts);
+        if call.caller.cuts_stream() {
+            call.whole = false; // handed on, and not taken
+        }
         if !call.whole && !call.cut && call.worker.cuts_all.get() {
             record.error = Some(Code::Draining.name());
             call.worker.shard.failed(Code::Draining);

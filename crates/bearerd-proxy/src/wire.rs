@@ -128,10 +128,12 @@ enum State {
     #[default]
     RequestLine,
     Header,
-    /// Bytes left of a body, or of a chunk with its CR LF.
+    /// Bytes left of a body, or of a chunk's data.
     Body(u64),
     ChunkSize,
     Chunk(u64),
+    /// The byte that must follow a chunk's data: CR, then LF.
+    ChunkEnd(u8),
     Trailer,
     /// The parser refuses what follows, or a fault was found in a body: the connection ends here.
     Over,
@@ -200,7 +202,16 @@ impl Scanner {
                 },
                 State::Chunk(left) => {
                     let left = skip(&mut bytes, left);
-                    self.state = if left == 0 { State::ChunkSize } else { State::Chunk(left) };
+                    self.state = if left == 0 { State::ChunkEnd(b'\r') } else { State::Chunk(left) };
+                }
+                State::ChunkEnd(expected) => {
+                    let (byte, rest) = (bytes[0], &bytes[1..]);
+                    bytes = rest;
+                    match expected {
+                        _ if byte != expected => self.found(WireFault::Chunk),
+                        b'\r' => self.state = State::ChunkEnd(b'\n'),
+                        _ => self.state = State::ChunkSize,
+                    }
                 }
                 State::RequestLine | State::Header | State::ChunkSize | State::Trailer => {
                     self.take_line(&mut bytes);
@@ -270,7 +281,12 @@ impl Scanner {
             State::ChunkSize => self.chunk_size(line),
             State::Trailer if line.is_empty() => self.next_request(),
             State::Trailer if !is_harmless_trailer(line) => self.found(WireFault::Trailer),
-            State::Trailer | State::Body(_) | State::Chunk(_) | State::Over | State::Refused => {}
+            State::Trailer
+            | State::Body(_)
+            | State::Chunk(_)
+            | State::ChunkEnd(_)
+            | State::Over
+            | State::Refused => {}
         }
     }
 
@@ -364,8 +380,7 @@ impl Scanner {
         let size = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
         match size.filter(|_| are_extensions(extensions)) {
             Some(0) => self.state = State::Trailer,
-            // With the CR LF after the data.
-            Some(size) => self.state = State::Chunk(size.saturating_add(2)),
+            Some(size) => self.state = State::Chunk(size),
             None => self.found(WireFault::Chunk),
         }
     }
@@ -728,6 +743,9 @@ mod tests {
             check(&format!("{chunked}{size}\r\nabc\r\n"), Some((1, WireFault::Chunk)));
         }
         check(&format!("{chunked}3\nabc\r\n"), Some((1, WireFault::Chunk)));
+        for end in ["de\r\n", "\rx\r\n", "\n\r\n", "\r\r\n", "d"] {
+            check(&format!("{chunked}3\r\nabc{end}0\r\n\r\n"), Some((1, WireFault::Chunk)));
+        }
         for size in ["3", "03", "3;a", "3;a=b", "3;a=\"b; \\\"c\"", "3;a;b=1"] {
             check(&format!("{chunked}{size}\r\nabc\r\n0\r\n\r\n"), None);
         }

@@ -274,6 +274,7 @@ async fn serve_connection(registered: Registered, acceptor: Rc<Acceptor>, socket
         tracing::debug!(%error, "a caller's connection ended");
     }
 }
+
 /// Drives a connection to its end: its own, or the one that its limits or a shutdown bring.
 async fn until_over<C: Future<Output = hyper::Result<()>>>(
     worker: &Worker,
@@ -294,6 +295,9 @@ async fn until_over<C: Future<Output = hyper::Result<()>>>(
         }
         if worker.draining.get() && !told_to_end {
             told_to_end = true;
+            if caller.speaks_http2() {
+                caller.lingers(worker.now.now()); // one that does not answer is not waited for
+            }
             shut_down(connection.as_mut());
         }
         connection.as_mut().poll(cx)

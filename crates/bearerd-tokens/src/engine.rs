@@ -350,7 +350,7 @@ impl Inner {
         }
         let now = self.moment();
         let mut actions = Vec::new();
-        let begun = slot.change_quietly(|state| ask(&mut state.refresher, now, &mut actions));
+        let begun = slot.act(&mut actions, |state, actions| ask(&mut state.refresher, now, actions));
         self.run(slot, actions);
         begun
     }

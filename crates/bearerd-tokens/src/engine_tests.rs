@@ -1133,6 +1133,29 @@ async fn a_damaged_record_closes_itself_and_nothing_else() {
     assert!(world.engine.apply_all().await.is_empty());
 }
 
+/// Whoever sees that a token is no longer the one in memory finds the newer one, and not the same again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_is_there_as_soon_as_its_state_is() {
+    let world = World::fresh(NEW).await;
+    world.acquire().await.unwrap();
+    let slot = world.engine.inner.held(&c()).unwrap();
+    let ends = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ended = ends.clone();
+    let looking = std::thread::spawn(move || {
+        while !ended.load(SeqCst) {
+            let held = slot.read(|state| state.connection().grant.as_ref().map(|grant| grant.generation));
+            if let Standing::Ready(token) = &slot.view().standing {
+                assert!(Some(token.generation) >= held, "{:?} after {held:?}", token.generation);
+            }
+        }
+    });
+    for _ in 0..300 {
+        world.engine.refresh_now(&c()).await.unwrap();
+    }
+    ends.store(true, SeqCst);
+    looking.join().unwrap();
+}
+
 // --- the roster -----------------------------------------------------------------------------------------------------
 
 async fn labelled(world: &World) -> Arc<[(ConnectionId, BTreeMap<String, String>)]> {
@@ -1166,6 +1189,22 @@ async fn the_roster_is_of_all_connections() {
     assert_eq!(roster(&world).await, ["c", "d"]); // kept, until the change is told
     world.engine.apply_all().await; // nothing is held: told all the same
     assert_eq!(roster(&world).await, ["c"]);
+}
+
+/// Also of a connection that memory holds, which was changed while the others were read.
+#[tokio::test]
+async fn a_roster_that_was_read_before_a_change_of_labels_is_not_kept() {
+    let world = Arc::new(World::fresh(NEW).await);
+    world.acquire().await.unwrap();
+    let labels = BTreeMap::from([("env".to_owned(), "prod".to_owned())]);
+    let (other, changed) = (world.clone(), labels.clone());
+    world.backend.on(After::List(Kind::Connection), 0, async move || {
+        other.write(|connection| connection.labels = changed.clone()).await;
+        other.apply(Kind::Connection, "c").await;
+    });
+    world.engine.load_roster().await.unwrap();
+    assert!(world.engine.roster().is_none());
+    assert_eq!(labelled(&world).await[0].1, labels);
 }
 
 /// A rule may select by labels: a connection that has others is another answer, also where memory took it over before it was

@@ -52,13 +52,14 @@ impl HeldRoster {
         self.known.store(None);
     }
 
-    /// What is known of a connection is not so.
+    /// What is known of a connection is not so, or nothing is.
     fn contradicts(&self, id: &ConnectionId, labels: &BTreeMap<String, String>) -> bool {
         match self.known.load().as_deref() {
             Some(Roster::Few(connections)) => {
                 !connections.iter().any(|(known, its_labels)| known == id && its_labels == labels)
             }
-            Some(Roster::TooMany) | None => false,
+            Some(Roster::TooMany) => false,
+            None => true, // or a reading that has begun would be taken for true
         }
     }
 }

@@ -39,9 +39,9 @@ impl Inner {
     pub(crate) fn drive(self: &Arc<Self>, slot: &Arc<Slot>, event: Event) {
         let now = self.moment();
         let mut actions = Vec::new();
-        slot.change_quietly(|state| {
+        slot.act(&mut actions, |state, actions| {
             state.refresher.set_last_used(slot.last_use.at());
-            state.refresher.handle(event, now, &mut actions);
+            state.refresher.handle(event, now, actions);
         });
         self.run(slot, actions);
     }

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use bearerd_model::{
     Connection, ConnectionId, Generation, Grant, GrantType, Integration, Lifecycle, Profile, UnixTime,
 };
-use bearerd_refresh::{Protocol, Refresher, Terms};
+use bearerd_refresh::{Action, Actions, Protocol, Refresher, Terms};
 use bearerd_store::StoreError;
 use tokio::sync::watch;
 
@@ -127,6 +127,21 @@ impl Slot {
         self.view.store(Arc::new(view)); // under the lock: views appear in the order of the states
         drop(state);
         self.changed.send_replace(());
+        result
+    }
+
+    /// Lets the connection's machine act. Nobody sees the state that it leaves without the view that follows from it; who
+    /// waits is woken by [`Self::change`].
+    pub(crate) fn act<T>(
+        &self,
+        actions: &mut Actions,
+        act: impl FnOnce(&mut SlotState, &mut Actions) -> T,
+    ) -> T {
+        let mut state = self.lock();
+        let result = act(&mut state, actions);
+        if actions.iter().any(|action| matches!(action, Action::Publish)) {
+            self.view.store(Arc::new(state.view(&self.last_use)));
+        }
         result
     }
 

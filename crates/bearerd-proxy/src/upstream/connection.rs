@@ -162,7 +162,12 @@ impl Exchange {
         };
         loop {
             match self.connection.poll_fill(cx, HEAD_READ_BYTES) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(failure.unwrap_or(ExchangeFault::CutOff))),
+                Poll::Ready(Ok(0)) => {
+                    let nothing_came = self.connection.read.is_empty() && self.interim == 0;
+                    let broken = || ExchangeFault::Broken(io::ErrorKind::UnexpectedEof.into());
+                    let ended = || if nothing_came { broken() } else { ExchangeFault::CutOff };
+                    return Poll::Ready(Err(failure.unwrap_or_else(ended)));
+                }
                 Poll::Ready(Ok(_)) => {
                     let parsed =
                         answer::parse(&mut self.connection.read, self.to_head, &mut self.interim, passing)?;

@@ -193,6 +193,17 @@ impl Http2Stream {
         self.incoming.size_hint().exact()
     }
 
+    /// All that was stated has come. What says so by itself is waited for by nobody but this, so that the stream is not
+    /// reset: an instance may count resets against its callers.
+    pub(crate) fn close(mut self) {
+        if !self.held.ended {
+            spawn_local(async move {
+                let end = poll_fn(|cx| self.poll_chunk(cx));
+                let _ = timeout(END_WAIT_MAX, end).await;
+            });
+        }
+    }
+
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ExchangeFault>>> {
         loop {
             let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
@@ -207,7 +218,8 @@ impl Http2Stream {
                         if !self.held.ended && self.length() == Some(0) {
                             // Nobody will ask for more; it may be at hand already.
                             let end = Pin::new(&mut self.incoming).poll_frame(cx);
-                            self.held.ended = matches!(end, Poll::Ready(None));
+                            self.held.ended =
+                                matches!(end, Poll::Ready(None)) || self.incoming.is_end_stream();
                         }
                         return Poll::Ready(Some(Ok(bytes)));
                     }
@@ -264,6 +276,8 @@ const CALLS_MAX: usize = 100;
 const CALLS_BEFORE_SETTINGS: usize = 13;
 /// An instance says it with its first bytes (RFC 9113 §3.4).
 const SETTINGS_WAIT_MAX: Duration = Duration::from_secs(1);
+/// For the end of a stream whose body has come.
+const END_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Answers to calls that were given up may still arrive. h2 counts those that come late, and breaks the connection and
 /// every call on it at 1,024 over its life; before that, no further call goes over it.
 const GIVEN_UP_MAX: u32 = 500;

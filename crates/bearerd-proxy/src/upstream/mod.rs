@@ -61,7 +61,10 @@ impl AnswerStream {
     pub(crate) fn into_connection(self) -> Option<Connection> {
         match self {
             Self::Http1(stream) => stream.into_connection(),
-            Self::Http2(_) => None,
+            Self::Http2(stream) => {
+                stream.close();
+                None
+            }
         }
     }
 }

@@ -29,12 +29,15 @@ async fn a_broken_head_is_a_502_and_is_not_repeated() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nxx",
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         "HTTP/1.1 200 OK\r\nbad name: 1\r\n\r\n",
-        "",
     ] {
         let (status, code, text) = answered(bytes).await;
         assert_eq!((status, code.as_str()), (502, "instance_reply_invalid"), "{bytes:?}");
         assert!(text.contains("\"retryable\":false"), "a write: {text}");
     }
+    // Not a byte of one: there is nothing to look at.
+    let (status, code, text) = answered("").await;
+    assert_eq!((status, code.as_str()), (502, "instance_unreachable"));
+    assert!(text.contains("\"retryable\":false"), "a write: {text}");
     let endless = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1 << 20));
     assert_eq!(answered(&endless).await.1, "instance_reply_invalid");
 }
@@ -55,7 +58,7 @@ async fn a_call_cut_on_a_reused_connection_is_not_repeated() {
         peer.request().await;
         drop(peer);
         let answer = caller.answer(false).await;
-        assert_eq!((answer.status, answer.code()), (502, "instance_reply_invalid"));
+        assert_eq!((answer.status, answer.code()), (502, "instance_unreachable"));
         assert_eq!(answer.text().contains("\"retryable\":true"), call == "GET");
         assert_eq!(instance.accepted(), 1);
     }

@@ -5,7 +5,10 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::{Door, Instance, ok, soon};
 
@@ -123,6 +126,96 @@ async fn a_reset_stream_cancels_its_call() {
     door.until("bearerd_proxy_requests_in_flight", 0).await;
 }
 
+/// RFC 9113 §4.1.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[len[1], len[2], len[3], kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// The header block of a call.
+fn block(door: &Door, method: &str, path: &str) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", method),
+        (":scheme", "http"),
+        (":authority", "b.example"),
+        (":path", path),
+        ("x-api-key", door.key.expose()),
+    ] {
+        // RFC 7541 §6.2.2: a literal with a new name, both shorter than 127 bytes.
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).ok().filter(|len| *len < 127).unwrap());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// P-19, P-22: bearerd's own answers are not held either for a caller that takes nothing.
+#[tokio::test]
+async fn refusals_that_nobody_takes_are_let_go() {
+    let instance = Instance::listen().await;
+    let settings =
+        bearerd_proxy::ProxySettings { body_idle_timeout_s: 1, ..bearerd_proxy::ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let mut stream = TcpStream::connect(door.address).await.unwrap();
+    // INITIAL_WINDOW_SIZE 0 (RFC 9113 §6.5.2).
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])];
+    stream.write_all(&begin.concat()).await.unwrap();
+    for number in 0..50 {
+        let head = frame(1, 5, 2 * number + 1, &block(&door, "GET", "/login.do"));
+        stream.write_all(&head).await.unwrap();
+    }
+    door.until("bearerd_proxy_requests_in_flight", 50).await;
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+    assert_eq!(door.metric("bearerd_proxy_caller_connections"), 1);
+    // They are told so, one by one.
+    let mut read = Vec::new();
+    let is_reset = |read: &[u8], number: u8| {
+        read.windows(9).any(|head| head == [0, 0, 4, 3, 0, 0, 0, 0, 2 * number + 1])
+    };
+    while !(0..50).all(|number| is_reset(&read, number)) {
+        assert!(soon(stream.read_buf(&mut read)).await.unwrap() > 0);
+    }
+}
+
+/// P-19: the limit on heads holds over HTTP/2, too: on the first one, and on one that does not come to its end.
+#[tokio::test]
+async fn a_head_that_does_not_end_is_not_waited_for() {
+    let instance = Instance::listen().await;
+    let settings =
+        bearerd_proxy::ProxySettings { header_read_timeout_s: 1, ..bearerd_proxy::ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    instance.serve(|_| ok("{}", ""));
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+    let call = block(&door, "GET", "/api/now/table/incident");
+    let half_frame = frame(1, 5, 3, &call)[..20].to_vec();
+    let shapes =
+        [(false, vec![]), (false, frame(1, 1, 1, &call)), (true, frame(1, 1, 3, &call)), (true, half_frame)];
+    for (served, rest) in shapes {
+        let mut stream = TcpStream::connect(door.address).await.unwrap();
+        stream.write_all(&preface).await.unwrap();
+        if served {
+            let before = door.metric(SERVED);
+            stream.write_all(&frame(1, 5, 1, &call)).await.unwrap();
+            door.until(SERVED, before + 1).await;
+        }
+        stream.write_all(&rest).await.unwrap();
+        let mut read = Vec::new();
+        while soon(stream.read_buf(&mut read)).await.is_ok_and(|bytes| bytes > 0) {}
+    }
+    // Between calls a connection is kept.
+    let mut sender = speak(&door).await;
+    for _ in 0..2 {
+        let call = request(&door, "GET", "/api/now/table/incident", "");
+        assert_eq!(soon(sender.send_request(call)).await.unwrap().status(), StatusCode::OK);
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await; // beyond the limit on heads
+    }
+}
+
+const SERVED: &str = "bearerd_proxy_requests_total{method=\"GET\",origin=\"instance\",status_class=\"2xx\"}";
+
 /// P-28, I-11: a reset that says "no error" is how a stream may end that was answered early (RFC 9113 §8.1). It is no end of
 /// a body: what came of it is not executed as if it were all.
 #[tokio::test]
@@ -131,25 +224,7 @@ async fn a_body_that_is_reset_is_not_taken_for_whole() {
     let door = Door::open(&instance);
     for (number, reason) in [0_u8, 8, 2].into_iter().enumerate() {
         let mut stream = TcpStream::connect(door.address).await.unwrap();
-        let mut block = Vec::new();
-        for (name, value) in [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":authority", "b.example"),
-            (":path", "/api/now/table/incident"),
-            ("x-api-key", door.key.expose()),
-        ] {
-            // RFC 7541 §6.2.2: a literal with a new name, both shorter than 127 bytes.
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len()).ok().filter(|len| *len < 127).unwrap());
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-            let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
-            [&[len[1], len[2], len[3], kind, flags, 0, 0, 0, stream], payload].concat()
-        };
+        let block = block(&door, "POST", "/api/now/table/incident");
         let begin =
             [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &block)];
         stream.write_all(&begin.concat()).await.unwrap();

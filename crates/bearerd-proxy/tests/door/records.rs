@@ -1,9 +1,10 @@
 //! One access record a call, whatever becomes of it; as many as the metrics count.
 
 use bearerd_audit::{AccessLog, AccessSettings, OnStall, SinkKind};
+use bearerd_proxy::ProxySettings;
 use serde_json::Value;
 
-use crate::support::{Door, Instance, ok};
+use crate::support::{Door, Instance, ok, soon};
 
 /// Where no record may be lost, refusals wait for room like calls: each is a record, and nobody needs a key for them.
 #[tokio::test]
@@ -132,4 +133,36 @@ async fn every_call_is_recorded_once() {
     assert_eq!((&six["status"], &six["error"]), (&0.into(), &"draining".into()));
     assert!(six.get("caller_left").is_none(), "{six}");
     assert!(!text.contains(&door.key.expose()[20..]) && !text.contains("token-of-hr"), "S-09: {text}");
+}
+
+/// P-19: an answer that was handed on and that nobody took is no whole one, over HTTP/2 either.
+#[tokio::test]
+async fn an_answer_that_nobody_took_is_recorded_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.jsonl");
+    let settings = AccessSettings { sink: SinkKind::File, path: path.clone(), ..AccessSettings::default() };
+    let log = AccessLog::start(&settings).unwrap();
+    let instance = Instance::listen().await;
+    let limits = ProxySettings { body_idle_timeout_s: 1, ..ProxySettings::default() };
+    let mut door = Door::open_recording_with(&instance, limits, &log);
+    instance.serve(|_| ok("{\"a\":1}", ""));
+    let stream = tokio::net::TcpStream::connect(door.address).await.unwrap();
+    let handshake = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(hyper_util::rt::TokioIo::new(stream));
+    let (mut sender, connection) = soon(handshake).await.unwrap();
+    tokio::spawn(connection);
+    let call = http::Request::get("http://b.example/api/now/table/incident")
+        .header("x-api-key", door.key.expose())
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let answer = soon(sender.send_request(call)).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+    drop(answer);
+    door.running.take().unwrap().shutdown(std::time::Duration::ZERO).await;
+    log.shutdown(std::time::Duration::from_secs(5)).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let record: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!((&record["status"], &record["caller_left"]), (&200.into(), &true.into()), "{text}");
 }

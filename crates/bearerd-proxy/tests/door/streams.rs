@@ -439,7 +439,11 @@ async fn silence_holds_up_no_drain() {
     let instance = Instance::listen().await;
     let mut door = Door::open(&instance);
     let mut silent = door.call().await;
-    door.until("bearerd_proxy_caller_connections", 1).await;
+    // One that began to speak HTTP/2, and answers nothing.
+    let mut mute = door.call().await;
+    mute.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    assert_eq!(mute.bytes(4).await.unwrap()[3], 4, "SETTINGS");
+    door.until("bearerd_proxy_caller_connections", 2).await;
     let running = door.running.take().unwrap();
     let begun = std::time::Instant::now();
     soon(running.shutdown(Duration::from_mins(1))).await;
@@ -490,4 +494,114 @@ async fn a_place_that_is_waited_for_is_not_held_by_who_takes_nothing() {
     }
     let answer = door.once("GET /api/now/table/incident", "").await;
     assert_eq!((answer.status, answer.text()), (200, "{}"));
+}
+
+/// P-01: what is no chunk is refused in words, in whatever pieces it comes.
+#[tokio::test]
+async fn a_malformed_chunk_is_told_as_one() {
+    let mut instance = Instance::listen().await;
+    let door = Door::open(&instance);
+    let long = "x".repeat(20_000);
+    let shapes: [&[&str]; 5] = [
+        &["3\r\nabcdef\r\n0\r\n\r\n"],
+        &["z", "z\r\nabc\r\n"],
+        &["3\r\nabc", "x", "\r\n0\r\n\r\n"],
+        &["3;", &long, "\r\nabc\r\n0\r\n\r\n"],
+        &["3\r\nabc\r\n0\r\nx: ", &long, "\r\n\r\n"],
+    ];
+    for pieces in shapes {
+        let mut caller = door.call().await;
+        caller.send(door.head("POST /api/now/table/incident", "transfer-encoding: chunked\r\n")).await;
+        let mut peer = instance.accept().await;
+        peer.head().await.unwrap();
+        for piece in pieces {
+            caller.try_send(piece).await;
+        }
+        let answer = caller.answer(false).await;
+        assert_eq!((answer.status, answer.code()), (400, "request_malformed"), "{:.30}", pieces.concat());
+        assert!(!String::from_utf8_lossy(&peer.closed().await).contains("0\r\n\r\n"));
+    }
+    let malformed = r#"bearerd_proxy_errors_total{code="request_malformed"}"#;
+    door.until(malformed, 5).await;
+}
+
+/// P-19: nor is one held by who sends nothing of its body.
+#[tokio::test]
+async fn a_place_that_is_waited_for_is_not_held_by_who_sends_nothing() {
+    let mut instance = Instance::listen().await;
+    let settings =
+        ProxySettings { instance_calls_max: 1, instance_queue_wait_s: 4, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let mut idle = door.call().await;
+    idle.send(door.head("POST /api/now/table/incident", "content-length: 10\r\n") + "abc").await;
+    let mut peer = instance.accept().await;
+    peer.head().await.unwrap();
+    let waits = door.once("GET /api/now/table/incident", "");
+    let served = async {
+        let mut next = instance.accept().await;
+        next.request().await;
+        next.send(ok("{}", "")).await;
+    };
+    let (waited, ()) = tokio::join!(waits, served);
+    assert_eq!(waited.status, 200);
+    assert_eq!(idle.answer(false).await.code(), "request_too_slow");
+}
+
+/// P-26: a refresh that does not end holds nobody up beyond the call's time.
+#[tokio::test]
+async fn a_call_ends_in_time_while_its_token_is_refreshed() {
+    let mut instance = Instance::listen().await;
+    let settings = ProxySettings {
+        table: FamilySettings { total_timeout_s: 2, ..FamilySettings::TABLE },
+        ..ProxySettings::default()
+    };
+    let door = Door::open_with(&instance, settings);
+    let _never = door.tokens.hold_refresh();
+    let mut caller = door.call().await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    let mut peer = instance.accept().await;
+    peer.request().await;
+    peer.send(respond(401, "{\"error\":{}}", "")).await;
+    let answer = caller.answer(false).await;
+    assert_eq!((answer.status, answer.code()), (503, "token_unavailable"));
+}
+
+/// What was handed on and not sent is no end either.
+#[tokio::test]
+async fn what_was_not_sent_does_not_look_whole_to_http10() {
+    let instance = Instance::listen().await;
+    let settings = ProxySettings { body_idle_timeout_s: 1, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    // More than the sockets hold, and then a little more: bearerd has all of it.
+    let body = "x".repeat(8_000_000);
+    let chunked = format!(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    instance.serve(move |_| chunked.clone());
+    let mut caller = door.call_with_buffer(4_096).await;
+    let key = door.key.expose();
+    let head = format!("GET /api/now/table/incident HTTP/1.0\r\nhost: b\r\nx-api-key: {key}\r\n\r\n");
+    caller.send(head).await;
+    assert_eq!(caller.head().await.unwrap().status, 200);
+    door.until("bearerd_proxy_requests_in_flight", 0).await;
+    assert!(caller.is_reset().await);
+}
+
+/// P-19: whoever reads steadily is not cut, however slowly and however much of the answer waits: what counts is the pause.
+#[tokio::test]
+async fn a_steady_reader_is_not_taken_for_one_that_stands_still() {
+    let instance = Instance::listen().await;
+    let settings = ProxySettings { body_idle_timeout_s: 1, ..ProxySettings::default() };
+    let door = Door::open_with(&instance, settings);
+    let body = "x".repeat(12_000_000);
+    instance.serve(move |_| ok(&body, ""));
+    let mut caller = door.call_with_buffer(32_768).await;
+    caller.send(door.head("GET /api/now/table/incident", "")).await;
+    assert_eq!(caller.head().await.unwrap().status, 200);
+    // Some 600 kB a second: what the kernel could hold of it would take longer than the limit.
+    for _ in 0..100 {
+        caller.bytes(30_000).await.expect("it is not cut");
+        tokio::time::sleep(Duration::from_millis(50)).await; // its pace
+    }
 }

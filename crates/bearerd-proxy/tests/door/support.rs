@@ -278,6 +278,10 @@ impl Door {
         Self::opened(instance, ProxySettings::default(), log)
     }
 
+    pub(crate) fn open_recording_with(instance: &Instance, settings: ProxySettings, log: &AccessLog) -> Self {
+        Self::opened(instance, settings, log)
+    }
+
     pub(crate) fn open(instance: &Instance) -> Self {
         Self::open_with(instance, ProxySettings::default())
     }
