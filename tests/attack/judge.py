@@ -23,7 +23,7 @@ def listed(title):
 
 TO_INSTANCE = listed("To the instance")
 # And what bearerd adds, HTTP/1.1 needs, and the programs have asked for by settings.
-TO_CALLER = listed("To the caller") | {b"x-request-id", b"connection", b"transfer-encoding", b"x-marker", b"x-sim-marker", b"x-sim-user"}
+TO_CALLER = listed("To the caller") | {b":status", b"x-request-id", b"connection", b"transfer-encoding", b"x-marker", b"x-sim-marker", b"x-sim-user"}
 # bearerd's own words at the origin, whatever the caller said.
 OWN = {b"host", b"authorization", b"content-length", b"transfer-encoding"}
 TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
