@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn silence_is_no_late_head() {
         let gate = gate([]);
-        gate.now.set(std::time::Duration::from_secs(3_600));
+        gate.now.set(std::time::Duration::from_hours(1));
         gate.caller.refuse_late_head(&gate.now, fuzzing::limits());
         assert!(!gate.caller.head_is_refused());
         assert!(gate.caller.is_over(&gate.now, fuzzing::limits()));
