@@ -200,7 +200,7 @@ fn an_instance_in_trouble() {
         check(&call, 504, "instance_timeout", false);
     });
     during(Fault::DropBefore, &|| {
-        check(&call, 502, "instance_reply_invalid", false);
+        check(&call, 502, "instance_unreachable", false);
     });
     // What the instance itself says passes untouched.
     during(Fault::Cancelled500, &|| {

@@ -135,6 +135,8 @@ impl CallerBody {
         }
         let attempt = self.0.attempts.get() + 1;
         self.0.attempts.set(attempt);
+        self.0.wake_reader();
+        self.0.waiting_since.set(None); // nobody has asked for it yet
         self.0.kept.borrow_mut().taken = 0;
         Some(UpstreamBody(Some(Attempt { body: Rc::clone(&self.0), number: attempt })))
     }
@@ -168,10 +170,7 @@ impl CallerBody {
     /// No attempt gets any more of it.
     pub(crate) fn end_attempts(&self) {
         self.0.attempts.set(u32::MAX);
-        // Over HTTP/2 it is another task's, which would wait for what nobody sends.
-        if let Some(reader) = self.0.reader.borrow_mut().take() {
-            reader.wake();
-        }
+        self.0.wake_reader();
     }
 
     /// No replay can come any more: what was kept for it, and was sent, is let go.
@@ -296,6 +295,13 @@ impl Attempt {
 }
 
 impl SentBody {
+    /// Whoever waits for more learns that there is none for it: over HTTP/2 a task of its own, which would wait for ever.
+    fn wake_reader(&self) {
+        if let Some(reader) = self.reader.borrow_mut().take() {
+            reader.wake();
+        }
+    }
+
     /// The next chunk from the caller; trailers are dropped.
     fn poll_new_chunk(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyFault>> {
         let mut incoming = self.incoming.borrow_mut();

@@ -217,7 +217,7 @@ impl CallerConnection {
                 guard.feed(bytes);
                 if guard.is_in_head() {
                     self.head_since.set(self.head_since.get().or(Some(now)));
-                } else if self.begun.get() > 0 {
+                } else if guard.has_begun() {
                     self.head_since.set(None);
                 }
                 Reading { passed: bytes.len(), refused: false }
@@ -273,16 +273,18 @@ impl CallerConnection {
         self.floods()
             || past(self.blocked_since.get(), idle_ms_of(self.answering.borrow().as_deref(), limits))
             || past(self.call_until.get(), 0)
-            || (past(self.lingers_since.get(), LINGER_MS) && (!self.speaks_http2() || self.is_quiet(now)))
+            || (past(self.lingers_since.get(), LINGER_MS)
+                && (!self.speaks_http2() || self.is_quiet(now, limits)))
             || (between_calls && past(self.head_since.get(), limits.header_read_ms))
             || (between_calls
                 && self.head_since.get().is_none()
                 && now.is_past(self.active_at.get(), limits.keep_alive_ms))
     }
 
-    /// No call is under way, and nothing of an answer has gone out for a while.
-    fn is_quiet(&self, now: &Coarse) -> bool {
-        self.calls.get() == 0 && now.is_past(self.active_at.get(), LINGER_MS)
+    /// No call is under way, and nothing of an answer has gone out for as long as a caller may take nothing.
+    fn is_quiet(&self, now: &Coarse, limits: &Limits) -> bool {
+        let wait_ms = if self.begun.get() == 0 { LINGER_MS } else { limits.body_idle_ms };
+        self.calls.get() == 0 && now.is_past(self.active_at.get(), wait_ms)
     }
 
     /// The call that is dropped just now is ended for its caller, which took nothing of the answer.

@@ -257,7 +257,7 @@ impl Code {
                 "instance_unreachable",
                 502,
                 true,
-                "The instance cannot be reached",
+                "The instance cannot be reached, or broke off",
                 "Try later; the operator runs `bearerd connection test`.",
             ),
             Self::InstanceReplyInvalid => line(

@@ -13,11 +13,20 @@ pub(crate) struct FrameGuard {
     credit: u32,
     /// A head has begun, and the frame that ends it has not (RFC 9113 §4.3).
     in_head: bool,
+    /// There has been a whole frame.
+    has_begun: bool,
 }
 
 impl Default for FrameGuard {
     fn default() -> Self {
-        Self { skip: PREFACE_BYTES, head: [0; HEAD_BYTES], head_len: 0, credit: CREDIT_MAX, in_head: false }
+        Self {
+            skip: PREFACE_BYTES,
+            head: [0; HEAD_BYTES],
+            head_len: 0,
+            credit: CREDIT_MAX,
+            in_head: false,
+            has_begun: false,
+        }
     }
 }
 
@@ -52,6 +61,11 @@ impl FrameGuard {
         self.credit == 0
     }
 
+    /// The caller has said something, to its end: its SETTINGS (RFC 9113 §3.4).
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun && self.skip == 0
+    }
+
     /// A head has begun, and not come to its end.
     pub(crate) fn is_in_head(&self) -> bool {
         self.in_head || (self.skip > 0 && matches!(self.head[3], HEADERS | CONTINUATION)) || self.head_len > 0
@@ -65,6 +79,7 @@ impl FrameGuard {
     fn frame(&mut self) {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.skip = u32::from_be_bytes([0, high, middle, low]);
+        self.has_begun = true;
         if matches!(kind, HEADERS | CONTINUATION) {
             self.in_head = flags & END_HEADERS == 0;
         }

@@ -6,7 +6,7 @@ import pathlib
 import shlex
 import sys
 
-from . import BenchError, deployment, machine, memory, rates, report, rounds, turns
+from . import BenchError, deployment, machine, memory, promises, rates, report, rounds, turns
 from .deployment import Bench
 from .load import COUNTED_BY_BYTES
 from .origin import SIZES
@@ -34,6 +34,13 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     print(report.document(results, arguments.markdown))
+    judgements = promises.judged(results)
+    if judgements:
+        made = promises.table(judgements)
+        print("\n" + (made.markdown() if arguments.markdown else made.text()))
+    if arguments.judge and not all(each.holds for each in judgements):
+        print("tests/bench/run: a promise is broken, and --judge was given", file=sys.stderr)
+        return 1
     if arguments.require_all and results["skipped"]:
         print("tests/bench/run: not everything could be measured, and --require-all was given", file=sys.stderr)
         return 1
@@ -135,6 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=positive, help="requests/s there (default: half the slowest's capacity)")
     parser.add_argument("--quick", action="store_true", help="one round of one second: does it work, no figures")
     parser.add_argument("--require-all", action="store_true", help="fail where the binary lacks what is measured")
+    parser.add_argument("--judge", action="store_true", help="fail where a promise is broken that was measured")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="every round's figures")
     arguments = parser.parse_args()

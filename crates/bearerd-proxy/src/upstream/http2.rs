@@ -193,10 +193,10 @@ impl Http2Stream {
         self.incoming.size_hint().exact()
     }
 
-    /// All that was stated has come. What says so by itself is waited for by nobody but this, so that the stream is not
+    /// Where all that was stated has come, what says so by itself is waited for by nobody but this, so that the stream is not
     /// reset: an instance may count resets against its callers.
     pub(crate) fn close(mut self) {
-        if !self.held.ended {
+        if self.is_ended() && !self.held.ended {
             spawn_local(async move {
                 let end = poll_fn(|cx| self.poll_chunk(cx));
                 let _ = timeout(END_WAIT_MAX, end).await;
